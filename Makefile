@@ -1,0 +1,47 @@
+# Needs make, pip and any Python from 3.11 on; everything else goes into .venv.
+BIN := .venv/bin
+PYTEST_ARGS ?=
+DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
+# Here every line and branch must run in a test; elsewhere 95 % of them.
+CORE := main.py,esper_jax/config.py,esper_jax/knobs.py,esper_jax/tolaria/*
+CORE := $(CORE),esper_jax/kasmina/lifecycle.py,esper_jax/kasmina/surgery.py
+
+.PHONY: help demo test test-all lint format clean install-run install-test
+.DEFAULT_GOAL := help
+
+help:  ## show this
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' \
+	  $(MAKEFILE_LIST)
+
+demo: install-run  ## grow a network on handwritten digits, beside a control
+	$(BIN)/python main.py --config=configs/digits.py \
+	  --workdir=$(DEMO)/never --config.tamiyo.policy=never
+	$(BIN)/python main.py --config=configs/digits.py --workdir=$(DEMO)/grown
+
+test: lint  ## lint, type check and the quick tests, with coverage
+	$(BIN)/python -m pytest --cov --cov-report= $(PYTEST_ARGS)
+	$(BIN)/python -m coverage report --fail-under=95
+	$(BIN)/python -m coverage report --include='$(CORE)' --fail-under=100
+
+test-all:  ## every test at its full count on Python 3.11 and 3.12
+	.ci/full
+
+lint: install-test  ## ruff and pyrefly
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyrefly check --python-interpreter-path $(BIN)/python
+
+format: install-test  ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove environments, caches and builds; runs/ stays
+	rm -rf .venv .venv-py311 .venv-py312 build dist .coverage .coverage.*
+	rm -rf .hypothesis .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+install-run:
+	@.ci/venv .venv
+
+install-test:
+	@.ci/venv .venv '[test,dev]'

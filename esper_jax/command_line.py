@@ -1,0 +1,300 @@
+"""The command line: flags in, exit code out.
+
+JAX is imported only once the flags and the config are known to be good, so
+that --help and a typing error answer at once.
+"""
+
+import contextlib
+import dataclasses
+import os
+import re
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from esper_jax import config as config_lib
+from esper_jax.knobs import KNOBS
+from esper_jax.types import InputError, RunFailedError
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+
+_HELP = """\
+Train a neural network that grows while it trains.
+
+  python main.py --config=FILE[:PROFILE] [--config.SECTION.KEY=VALUE ...]
+
+Running the same command again resumes the run, or shows its result.
+
+Flags:
+{flags}
+  --config.SECTION.KEY=VALUE
+      change one key of the config; configs/base.py lists all of them
+
+Configs and profiles:
+{configs}
+
+Exit codes:
+  0  the run completed, or was interrupted and can be resumed
+  1  the run failed
+  2  bad input: nothing was started
+
+Examples:
+{examples}
+"""
+# (what it shows, the arguments after "python main.py").
+EXAMPLES = (
+  ("train", "--config=configs/digits.py"),
+  ("resume: the same command again", "--config=configs/digits.py"),
+  (
+    "another host and length",
+    "--config=configs/cifar10.py --workdir=runs/cifar10-50"
+    " --config.host.name=resnet18 --config.train.epochs=50",
+  ),
+  (
+    "check the config and show the slots",
+    "--config=configs/cifar10.py --dry_run",
+  ),
+  (
+    "never grow",
+    "--config=configs/digits.py --workdir=runs/digits-never"
+    " --config.tamiyo.policy=never",
+  ),
+  (
+    "your own data folder",
+    "--config=configs/cifar10.py --workdir=runs/cifar10-own"
+    " --config.data.dir=data/cifar-10-batches-bin",
+  ),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """A checked command line.
+
+  Attributes:
+    config: validated and locked.
+    workdir: the run directory.
+    dry_run: show the slots instead of training.
+    verbosity: 0 quiet, 1 normal, 2 verbose.
+  """
+
+  config: ConfigDict
+  workdir: str
+  dry_run: bool
+  verbosity: int
+
+
+def _define_flags() -> flags.FlagValues:
+  values = flags.FlagValues()
+  values.set_gnu_getopt(True)
+  flags.DEFINE_string(
+    "config",
+    None,
+    "config file, with a profile after a colon (required)",
+    flag_values=values,
+  )
+  flags.DEFINE_string(
+    "workdir",
+    None,
+    "run directory (default: runs/NAME of the config, or runs/NAME-PROFILE)",
+    flag_values=values,
+  )
+  for name, text in (
+    ("dry_run", "check the config, show the host's slots, train nothing"),
+    ("verbose", "print more: every decision and checkpoint"),
+    ("quiet", "print errors only"),
+    ("help", "print this"),
+  ):
+    flags.DEFINE_boolean(
+      name, False, f"{text} (default: false)", flag_values=values
+    )
+  return values
+
+
+def help_text(configs: Path) -> str:
+  """Returns what --help prints.
+
+  Args:
+    configs: folder of the config files.
+  """
+  values = _define_flags()
+  listed = []
+  for name in ("config", "workdir", "dry_run", "verbose", "quiet", "help"):
+    form = f"--{name}" if values[name].boolean else f"--{name}=..."
+    listed.append(f"  {form}\n      {values[name].help}")
+  files = []
+  for path in sorted(configs.glob("*.py")):
+    summary, profiles = config_lib.describe(path)
+    if not profiles:  # base.py: edited by the others, not run itself
+      continue
+    files.append(f"  {os.path.relpath(path)}\n      {summary}")
+    files += [f"      :{name:7} {line}" for name, line in profiles.items()]
+  examples = [
+    f"  # {what}\n"
+    + "  python main.py "
+    + " \\\n      ".join(arguments.split())
+    for what, arguments in EXAMPLES
+  ]
+  return _HELP.format(
+    flags="\n".join(listed),
+    configs="\n".join(files),
+    examples="\n".join(examples),
+  )
+
+
+def parse(argv: list[str]) -> Options | None:
+  """Reads a command line; None means that help was asked for.
+
+  Args:
+    argv: as `sys.argv`, the program's name first.
+
+  Raises:
+    InputError: one line on what is wrong and what is valid.
+  """
+  values = _define_flags()
+  with _absl_errors():
+    rest = values(argv, known_only=True)
+  if values.help:
+    return None
+  if values.quiet and values.verbose:
+    raise InputError("--quiet and --verbose exclude each other; give one")
+  config_lib.check_keys(_overridden_keys(rest, tuple(values)))
+  if not values.config:
+    raise InputError(
+      "--config is missing; try --config=configs/digits.py, or --help"
+    )
+  config = config_lib.load(values.config)
+  config_lib.check_complete(config)
+  config = config_lib.validate(_override(config, rest))
+  path, profile = config_lib.split_profile(values.config)
+  name = "-".join(filter(None, (Path(path).stem, profile)))
+  return Options(
+    config=config,
+    workdir=values.workdir or os.path.join("runs", name),
+    dry_run=values.dry_run,
+    verbosity=0 if values.quiet else 2 if values.verbose else 1,
+  )
+
+
+def _overridden_keys(args: list[str], known: tuple[str, ...]) -> list[str]:
+  """The keys in flags of the form --config.key; any other flag is refused."""
+  keys = []
+  for arg in args[1:]:
+    name = arg.lstrip("-").partition("=")[0]
+    override = re.fullmatch(r"(?:no)?config\.(.+)", name)
+    if not arg.startswith("-") or not name:
+      continue
+    if not override:
+      raise InputError(
+        f"--{name}: no such flag; the nearest is"
+        f" --{config_lib.nearest(name, known)}"
+      )
+    keys.append(override[1])
+  return keys
+
+
+def _override(config: ConfigDict, args: list[str]) -> ConfigDict:
+  """Applies --config.key=value flags; every key must exist."""
+  values = flags.FlagValues()
+  values.set_gnu_getopt(True)
+  with _absl_errors():
+    config_flags.DEFINE_config_dict(
+      "config", config, flag_values=values, sys_argv=args
+    )
+    stray = values(args)[1:]
+  if stray:
+    raise InputError(
+      f"stray argument: {stray[0]}; flags are written --name=value"
+    )
+  return values.config
+
+
+@contextlib.contextmanager
+def _absl_errors() -> Iterator[None]:
+  """Turns the errors of the flag libraries into one line of ours."""
+  try:
+    yield
+  except (flags.Error, ValueError) as error:
+    message = " ".join(str(error).split())
+    value = re.match(r"flag --config\.([\w.]+)=(.*?): ", message)
+    if value and value[1] in KNOBS:
+      message = (
+        f"--config.{value[1]}={value[2]}: must be {KNOBS[value[1]].valid}"
+      )
+    raise InputError(message) from error
+
+
+def run(argv: list[str], *, configs: Path) -> int:
+  """Runs one command line.
+
+  Args:
+    argv: as `sys.argv`, the program's name first.
+    configs: folder of the config files that --help lists.
+
+  Returns:
+    The exit code: OK, FAILED or BAD_INPUT. An error that is neither bad input
+    nor a failed run is a bug and passes through with its traceback.
+  """
+  try:
+    options = parse(argv)
+    if options is None:
+      print(help_text(configs), end="")
+    elif options.dry_run:
+      _show_slots(options.config)
+    else:
+      _train(options)
+    return OK
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return BAD_INPUT
+  except KeyboardInterrupt:  # a started run ends in its own way
+    print("interrupted before anything was started", file=sys.stderr)
+    return OK
+  except RunFailedError as error:
+    print(f"failed: {error}", file=sys.stderr)
+    return FAILED
+
+
+def _train(options: Options) -> None:
+  from esper_jax.tolaria.trainer import Trainer  # imports JAX: seconds
+
+  Trainer(
+    options.config, workdir=options.workdir, verbosity=options.verbosity
+  ).train()
+
+
+def _show_slots(config: ConfigDict) -> None:
+  from esper_jax.tolaria.assembly import slot_table  # imports JAX: seconds
+
+  print(format_slots(slot_table(config)))
+  print(f"config {config_lib.config_hash(config)[:8]} is valid")
+
+
+def format_slots(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the slot table as text.
+
+  Args:
+    rows: one per slot: name, shape (of one example), kind, and blueprints, a
+      list of (name, parameters, FLOPs of a forward pass of one example).
+  """
+  if not rows:
+    return "The host has no slots: it cannot grow."
+  cells = [
+    ("slot", "shape", "kind", "blueprint", "parameters", "FLOPs/example")
+  ]
+  for row in rows:
+    head = (row["name"], "x".join(map(str, row["shape"])), row["kind"])
+    for name, parameters, flops in row["blueprints"] or [("none fits", 0, 0)]:
+      cells.append((*head, name, f"{parameters:,}", f"{flops:,.0f}"))
+      head = ("", "", "")
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = []
+  for row in cells:
+    left = [c.ljust(w) for c, w in zip(row[:4], widths[:4], strict=True)]
+    right = [c.rjust(w) for c, w in zip(row[4:], widths[4:], strict=True)]
+    lines.append("  ".join(left + right))
+  return "\n".join(lines)

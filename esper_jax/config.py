@@ -1,0 +1,354 @@
+"""What a config may say: keys, types, ranges, and what changes results.
+
+Every check that needs no JAX is here, so that bad input is refused before
+anything slow starts. A config is the `ml_collections.ConfigDict` that
+`configs/base.py` builds; keys are written "section.name".
+"""
+
+import ast
+import contextlib
+import copy
+import difflib
+import hashlib
+import json
+import os
+import re
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from esper_jax.knobs import KNOBS, PIXELS, STAGES, are_names
+from esper_jax.types import InputError
+
+# These say where data lies and what stays on disk, not what is computed: they
+# are outside `config_hash` and may differ when a run is resumed.
+FREE_KEYS = (
+  "data.dir",
+  "data.cache_dir",
+  "data.download",
+  "checkpoint.keep_last",
+  "checkpoint.keep_best",
+  "oona.fsync",
+)
+# Keys whose names may be written as one text: "a,b".
+_LISTS = ("host.slots", "data.augment", "kasmina.blueprints", "urza.modules")
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+  """Returns the valid word most like this one; its last part counts most.
+
+  Args:
+    word: what the user wrote, e.g. "learning_rate" or "optimzer.b2".
+    valid: at least one word.
+  """
+
+  def likeness(candidate):
+    whole = difflib.SequenceMatcher(None, word, candidate).ratio()
+    last = difflib.SequenceMatcher(
+      None, word.rpartition(".")[2], candidate.rpartition(".")[2]
+    ).ratio()
+    return max(whole, 0.99 * last), whole
+
+  return max(valid, key=likeness)
+
+
+def flatten(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+  """Returns "section.name" -> value, names given as "a,b" as tuples."""
+  flat: dict[str, Any] = {}
+  for key, value in config.items():
+    if isinstance(value, ConfigDict | Mapping):
+      flat |= {f"{key}.{k}": v for k, v in flatten(value).items()}
+    else:
+      flat[key] = value
+  return {key: _tidy(key, value) for key, value in flat.items()}
+
+
+def _tidy(key: str, value: Any) -> Any:
+  """One form for what can be written in several ways."""
+  if isinstance(value, list):  # JSON has no tuples
+    value = tuple(_tidy("", item) for item in value)
+  if key not in _LISTS or (key == "host.slots" and value == "all"):
+    return value
+  if isinstance(value, str):
+    value = (value,)
+  if not (isinstance(value, tuple) and all(isinstance(v, str) for v in value)):
+    return value  # `validate` says what is wrong with it
+  parts = (part.strip() for item in value for part in item.split(","))
+  names = tuple(part for part in parts if part)
+  return () if key == "data.augment" and names == ("none",) else names
+
+
+def check_keys(keys: Iterable[str]) -> None:
+  """Raises InputError for the first key that does not exist."""
+  for key in keys:
+    if key in KNOBS:
+      continue
+    inside = [known for known in KNOBS if known.startswith(f"{key}.")]
+    if inside:
+      names = ", ".join(known.rpartition(".")[2] for known in inside)
+      raise InputError(
+        f"--config.{key} is a section; set one of its keys: {names}"
+      )
+    raise InputError(
+      f"--config.{key}: no such key; the nearest is"
+      f" --config.{nearest(key, KNOBS)}"
+    )
+
+
+def check_complete(config: Mapping[str, Any] | ConfigDict) -> None:
+  """Raises InputError unless the config has every key and no other."""
+  flat = flatten(config)
+  check_keys(flat)
+  for key in KNOBS:
+    if key not in flat:
+      raise InputError(
+        f"config.{key} is missing; start from configs/base.py:get_config()"
+      )
+
+
+def check_value(key: str, value: Any) -> None:
+  """Raises InputError where the value is not valid for an existing key."""
+  knob = KNOBS[key]
+  if knob.accepts(value):
+    return
+  text = ",".join(value) if value and are_names(value) else value
+  hint = ""
+  if knob.choices and isinstance(value, str):
+    hint = f"; the nearest is {nearest(value, knob.choices)}"
+  raise InputError(f"--config.{key}={text}: must be {knob.valid}{hint}")
+
+
+def validate(config: ConfigDict) -> ConfigDict:
+  """Checks every key, type and range, and what must hold between keys.
+
+  Args:
+    config: as built by `configs/base.py:get_config` and then edited.
+
+  Returns:
+    A locked copy in which every list is a tuple: `data.augment` always,
+    `host.slots` unless it is "all".
+
+  Raises:
+    InputError: names the key, the value, what is valid and the nearest key.
+  """
+  check_complete(config)
+  flat = flatten(config)
+  for key, value in flat.items():
+    if key != "tamiyo.policy" or not flat["urza.modules"]:
+      check_value(key, value)  # a module may register a policy of its own
+  _check_together(flat)
+  out = copy.deepcopy(config)
+  with out.ignore_type():
+    for key, value in flat.items():
+      if isinstance(value, tuple):
+        section, _, name = key.partition(".")
+        out[section][name] = value
+  return out.lock()
+
+
+def _check_together(flat: Mapping[str, Any]) -> None:
+  def require(holds: bool, key: str, must: str) -> None:
+    if not holds:
+      raise InputError(f"--config.{key}={flat[key]}: {must}")
+
+  def require_order(low: str, high: str) -> None:
+    require(
+      flat[low] <= flat[high],
+      low,
+      f"must be at most --config.{high}={flat[high]}",
+    )
+
+  for stage in ("training", "holding"):
+    low, high = f"kasmina.min_{stage}_epochs", f"kasmina.max_{stage}_epochs"
+    require_order(low, high)
+  require_order("kasmina.seeds_per_slot", "kasmina.max_per_slot")
+  require_order("governor.chance_margin", "governor.above_margin")
+  host, widths = flat["host.name"], flat["host.inner_widths"]
+  require(
+    len(widths) in (0, STAGES[host]),
+    "host.inner_widths",
+    f"has {len(widths)} widths where {host} has {STAGES[host]} stages",
+  )
+  name = flat["data.name"]
+  pixels = PIXELS[name]
+  for op, key in (
+    ("crop", "data.crop_padding"),
+    ("cutout", "data.cutout_size"),
+  ):
+    fits = op not in flat["data.augment"] or flat[key] <= pixels
+    require(fits, key, f"must be at most {pixels}, the side of a {name} image")
+  limit, batch = flat["data.train_limit"], flat["data.batch_size"]
+  require(
+    limit == 0 or batch <= limit,
+    "data.batch_size",
+    f"must be at most --config.data.train_limit={limit}",
+  )
+  epochs = flat["train.epochs"]
+  decay = flat["optimizer.decay_fraction"] * epochs
+  busy = decay if flat["optimizer.schedule"] == "wsd" else 0.0
+  require(
+    flat["optimizer.warmup_epochs"] <= epochs - busy,
+    "optimizer.warmup_epochs",
+    f"must be at most {epochs - busy:g}: --config.train.epochs={epochs}"
+    + (f" less {busy:g} epochs of decay" if busy else ""),
+  )
+  schedule = flat["tamiyo.schedule"]
+  require(
+    flat["tamiyo.policy"] != "schedule" or len(schedule) > 0,
+    "tamiyo.policy",
+    "needs --config.tamiyo.schedule, a tuple of (epoch, slot, blueprint)",
+  )
+  require(
+    all(epoch < epochs for epoch, _, _ in schedule),
+    "tamiyo.schedule",
+    f"every epoch must be below --config.train.epochs={epochs}",
+  )
+  path = flat["tamiyo.policy_path"]
+  require(
+    not path or os.path.isfile(path), "tamiyo.policy_path", "no such file"
+  )
+
+
+def config_hash(config: Mapping[str, Any] | ConfigDict) -> str:
+  """Returns the SHA-256, in hex, of the keys that change results."""
+  flat = {k: v for k, v in flatten(config).items() if k not in FREE_KEYS}
+  text = json.dumps(flat, sort_keys=True, separators=(",", ":"))
+  return hashlib.sha256(text.encode()).hexdigest()
+
+
+def differences(
+  old: Mapping[str, Any] | ConfigDict, new: Mapping[str, Any] | ConfigDict
+) -> dict[str, tuple[Any, Any]]:
+  """Returns key -> (old, new value) where a resumed run must not differ.
+
+  Args:
+    old: the config of the run on disk, possibly as read from JSON.
+    new: the config asked for now.
+
+  Returns:
+    Sorted by key; a key that one side lacks has the value "(absent)" there.
+    Empty: the run may be resumed. `FREE_KEYS` never appear.
+  """
+  before, after = flatten(old), flatten(new)
+  pairs = {
+    key: (before.get(key, "(absent)"), after.get(key, "(absent)"))
+    for key in sorted((before.keys() | after.keys()) - set(FREE_KEYS))
+  }
+  return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def check_same(
+  old: Mapping[str, Any] | ConfigDict,
+  new: Mapping[str, Any] | ConfigDict,
+  *,
+  workdir: str | os.PathLike[str],
+) -> None:
+  """Raises InputError where a run of `old` cannot go on as `new`; says why."""
+  found = differences(old, new)
+  if found:
+    listed = "; ".join(
+      f"{key} is {was} there and {now} here"
+      for key, (was, now) in found.items()
+    )
+    raise InputError(
+      f"--workdir={os.fspath(workdir)} holds a run of another config:"
+      f" {listed}. Choose another --workdir, or give the values of that run"
+    )
+
+
+def check_profile(profile: str, profiles: tuple[str, ...]) -> None:
+  """Raises InputError where a config file has no such profile."""
+  if profile not in profiles:
+    raise InputError(
+      f"no such profile: {profile}; the profiles are {', '.join(profiles)};"
+      f" the nearest is {nearest(profile, profiles)}"
+    )
+
+
+def split_profile(argument: str) -> tuple[str, str]:
+  """Splits "file.py:profile" -> ("file.py", "profile"), "" where none."""
+  if os.path.exists(argument):  # a file name may hold a colon
+    return argument, ""
+  path, _, profile = argument.partition(".py:")
+  return (f"{path}.py", profile) if profile else (argument, "")
+
+
+def load(argument: str) -> ConfigDict:
+  """Runs a config file and returns what its `get_config` returns.
+
+  Args:
+    argument: path of the file, ":profile" appended or not.
+
+  Raises:
+    InputError: the file is missing, cannot be read or run, has no
+      `get_config`, no such profile, or returns no ConfigDict.
+  """
+  path, profile = split_profile(argument)
+  names: dict[str, Any] = {"__name__": "config_file", "__file__": path}
+  source = _read(path)
+  with _explained(path):
+    exec(compile(source, path, "exec"), names)
+  if not callable(names.get("get_config")):
+    raise InputError(
+      f"--config={path}: defines no get_config(profile); see configs/digits.py"
+    )
+  with _explained(path):
+    config = names["get_config"](*([profile] if profile else []))
+  if not isinstance(config, ConfigDict):
+    raise InputError(
+      f"--config={path}: get_config() returned {type(config).__name__}, not"
+      " an ml_collections.ConfigDict"
+    )
+  return config
+
+
+def _read(path: str) -> bytes:
+  try:
+    return Path(path).read_bytes()
+  except FileNotFoundError:
+    there = [str(p) for p in Path(path).parent.glob("*.py") if p.stem != "base"]
+    hint = f"; the nearest is {nearest(path, there)}" if there else ""
+    raise InputError(f"--config={path}: no such file{hint}") from None
+  except OSError as error:
+    raise InputError(f"--config={path}: {error.strerror}") from error
+
+
+@contextlib.contextmanager
+def _explained(path: str) -> Iterator[None]:
+  """Turns whatever a config file raises into one line that names the place."""
+  try:
+    yield
+  except InputError as error:
+    raise InputError(f"--config={path}: {error}") from error
+  except Exception as error:
+    frames = traceback.extract_tb(error.__traceback__)
+    lines = [frame.lineno for frame in frames if frame.filename == path]
+    if isinstance(error, SyntaxError):
+      lines.append(error.lineno)
+    where = f", line {lines[-1]}" if lines else ""
+    message = " ".join(str(error).split())
+    raise InputError(
+      f"--config={path}{where}: {type(error).__name__}: {message}"
+    ) from error
+
+
+class Description(NamedTuple):
+  """What a config file says of itself.
+
+  Attributes:
+    summary: the first line of its docstring.
+    profiles: name -> one line.
+  """
+
+  summary: str
+  profiles: dict[str, str]
+
+
+def describe(path: Path) -> Description:
+  """Reads the docstring of a config file without running it."""
+  text = ast.get_docstring(ast.parse(path.read_bytes())) or ""
+  lines = re.findall(r"^  :(\w+) +(.+)$", text, flags=re.MULTILINE)
+  return Description(text.partition("\n")[0], dict(lines))

@@ -1,0 +1,1 @@
+"""Data sets on disk, their download, the order of batches, augmentation."""

@@ -1,0 +1,148 @@
+"""Hosts by name."""
+
+import difflib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+from flax.typing import Dtype
+
+from esper_jax.hosts.mlp import MLP, mlp_slots
+from esper_jax.hosts.norms import NORMS
+from esper_jax.hosts.resnet import ResNet, resnet_slots
+from esper_jax.types import InputError
+
+
+class _Family(NamedTuple):
+  blocks: tuple[int, ...]  # per stage
+  width: int  # of the first stage
+
+
+# 6n + 2 layers in three stages: He et al. 2016 (arXiv:1512.03385) section 4.2.
+# 18 and 34: table 1 there, with the stem for small images.
+_RESNETS = {
+  "resnet8": _Family((1, 1, 1), 16),
+  "resnet18": _Family((2, 2, 2, 2), 64),
+  "resnet20": _Family((3, 3, 3), 16),
+  "resnet32": _Family((5, 5, 5), 16),
+  "resnet34": _Family((3, 4, 6, 3), 64),
+  "resnet56": _Family((9, 9, 9), 16),
+}
+_MLP = "mlp"
+_MLP_WIDTH = 128
+
+
+def host_names() -> tuple[str, ...]:
+  """Returns the valid names of hosts."""
+  return (*_RESNETS, _MLP)
+
+
+def slot_names(name: str, *, depth: int = 2) -> tuple[str, ...]:
+  """Returns the names of a host's slots in the order they run.
+
+  Args:
+    name: of the host.
+    depth: hidden layers of "mlp"; ResNets ignore it.
+
+  Raises:
+    InputError: if there is no such host.
+  """
+  _check_name("host", name, host_names())
+  if name == _MLP:
+    return mlp_slots(depth)
+  return resnet_slots(_RESNETS[name].blocks)
+
+
+def make_host(
+  name: str,
+  *,
+  num_classes: int,
+  width: int = 0,
+  depth: int = 2,
+  norm: str = "batch",
+  inner_widths: Sequence[int] = (),
+  slots: str | Sequence[str] = "all",
+  dtype: Dtype = jnp.float32,
+) -> nn.Module:
+  """Builds a host network.
+
+  The module maps float [batch, height, width, channels] to float32 logits
+  [batch, num_classes] by `apply(variables, x, train=...)`; its collections
+  are `params` and, with norm "batch", `batch_stats`.
+
+  Args:
+    name: one of `host_names()`.
+    num_classes: number of logits, at least 2.
+    width: channels of the first stage (features of a hidden layer of "mlp");
+      0 = the host's own: 64 for resnet18 and 34, 16 for the other ResNets,
+      128 for mlp.
+    depth: hidden layers of "mlp", at least 1; ResNets ignore it.
+    norm: "batch" or "group"; "mlp" has none and ignores it.
+    inner_widths: per stage, the channels between the two convolutions of a
+      residual block; 0 = the stage's own. Stages beyond it keep their own.
+    slots: "all", or the names of the slots to place; () is the plain network.
+    dtype: of the computation: float32 or bfloat16.
+
+  Raises:
+    InputError: if a name or a number is not valid.
+  """
+  _check_name("host", name, host_names())
+  _check_at_least("depth", depth, 1)
+  valid = slot_names(name, depth=depth)
+  _check_name("norm", norm, tuple(NORMS))
+  chosen = _choose_slots(name, slots, valid)
+  _check_at_least("num_classes", num_classes, 2)
+  _check_at_least("width", width, 0)
+  if name == _MLP:
+    if inner_widths:
+      raise InputError(
+        f"inner_widths is {tuple(inner_widths)} but host 'mlp' has no residual"
+        " blocks; leave it empty or choose a resnet"
+      )
+    return MLP(num_classes, width or _MLP_WIDTH, depth, chosen, dtype)
+  family = _RESNETS[name]
+  stages = len(family.blocks)
+  if len(inner_widths) > stages or min(inner_widths, default=0) < 0:
+    raise InputError(
+      f"inner_widths is {tuple(inner_widths)} but host '{name}' has {stages}"
+      f" stages; give at most {stages} numbers, each at least 0 (0 = the"
+      " stage's own width)"
+    )
+  return ResNet(
+    num_classes,
+    family.blocks,
+    width or family.width,
+    norm,
+    tuple(inner_widths),
+    chosen,
+    dtype,
+  )
+
+
+def _choose_slots(host, slots, valid):
+  if slots == "all":
+    return valid
+  if isinstance(slots, str):
+    raise InputError(
+      f"slots is '{slots}'; give 'all' or a tuple of names, e.g."
+      f" ('{valid[0]}',)"
+    )
+  for slot in slots:
+    _check_name(f"slot of host '{host}'", slot, valid)
+  return tuple(name for name in valid if name in slots)
+
+
+def _check_name(what, name, valid):
+  if name in valid:
+    return
+  near = difflib.get_close_matches(str(name), valid, n=1)
+  hint = f" (did you mean '{near[0]}'?)" if near else ""
+  raise InputError(
+    f"there is no {what} named '{name}'{hint}; valid: {', '.join(valid)}"
+  )
+
+
+def _check_at_least(key, value, least):
+  if value < least:
+    raise InputError(f"{key} is {value}; it must be at least {least}")

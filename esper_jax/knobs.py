@@ -1,0 +1,203 @@
+"""The table of knobs: what each key of a config accepts.
+
+`configs/base.py` holds the defaults and what each key means.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+# Host name -> number of stages with residual blocks.
+STAGES = {
+  "resnet8": 3,
+  "resnet18": 4,
+  "resnet20": 3,
+  "resnet32": 3,
+  "resnet34": 4,
+  "resnet56": 3,
+  "mlp": 0,
+}
+# Data set -> side of its square images, pixels.
+PIXELS = {"cifar10": 32, "cifar100": 32, "digits": 8}
+HOSTS = tuple(STAGES)
+DATASETS = tuple(PIXELS)
+
+
+class Knob(NamedTuple):
+  """What one key accepts.
+
+  Attributes:
+    accepts: value -> whether it is valid.
+    valid: the same in words; follows "must be".
+    choices: the valid words, where they can be listed.
+  """
+
+  accepts: Callable[[Any], bool]
+  valid: str
+  choices: tuple[str, ...] = ()
+
+
+def _is_integer(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _integer(low: int, high: int | None = None) -> Knob:
+  top = math.inf if high is None else high
+  words = f"of at least {low}" if high is None else f"from {low} to {high}"
+  return Knob(
+    lambda v: _is_integer(v) and low <= v <= top, f"an integer {words}"
+  )
+
+
+def _number(interval: str) -> Knob:
+  """A finite number in an interval written as in "[0, 1)" or "(0, inf)"."""
+  low, high = (float(part) for part in interval[1:-1].split(","))
+
+  def accepts(value):
+    if not (_is_integer(value) or isinstance(value, float)):
+      return False
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    return above and below
+
+  return Knob(accepts, f"a number in {interval}")
+
+
+def _choice(*words: str) -> Knob:
+  return Knob(
+    lambda v: isinstance(v, str) and v in words,
+    f"one of {', '.join(words)}",
+    words,
+  )
+
+
+def are_names(value: Any) -> bool:
+  """Whether it is a tuple of non-empty texts."""
+  return isinstance(value, tuple) and all(
+    isinstance(name, str) and name for name in value
+  )
+
+
+def _is_appointment(value: Any) -> bool:
+  """Whether it is (epoch, slot, blueprint)."""
+  return (
+    isinstance(value, tuple)
+    and len(value) == 3
+    and _is_integer(value[0])
+    and value[0] >= 1
+    and are_names(value[1:])
+  )
+
+
+_SWITCH = Knob(lambda v: isinstance(v, bool), "True or False")
+_TEXT = Knob(lambda v: isinstance(v, str), "a text")
+_NAMES = Knob(are_names, "names separated by commas")
+_POSITIVE = _integer(1)
+_COUNT = _integer(0)
+_SHARE = _number("[0, 1)")
+_AUGMENTATIONS = ("crop", "flip", "cutout")
+
+KNOBS: dict[str, Knob] = {
+  "seed": _integer(0, 2**31 - 1),
+  "deterministic": _SWITCH,
+  "host.name": _choice(*HOSTS),
+  "host.width": _COUNT,
+  "host.depth": _POSITIVE,
+  "host.norm": _choice("batch", "group"),
+  "host.inner_widths": Knob(
+    lambda v: isinstance(v, tuple) and all(map(_COUNT.accepts, v)),
+    "integers of at least 0, one per stage, such as 0,1,0",
+  ),
+  "host.slots": Knob(
+    lambda v: v == "all" or are_names(v),
+    "all, or slot names separated by commas",
+  ),
+  "data.name": _choice(*DATASETS),
+  "data.dir": _TEXT,
+  "data.cache_dir": _TEXT,
+  "data.download": _SWITCH,
+  "data.batch_size": _POSITIVE,
+  "data.eval_batch_size": _COUNT,
+  "data.validation_fraction": _number("(0, 1)"),
+  "data.split_seed": _integer(0, 2**31 - 1),
+  "data.augment": Knob(
+    lambda v: are_names(v) and set(v) <= set(_AUGMENTATIONS),
+    "none, or a list out of crop,flip,cutout",
+  ),
+  "data.crop_padding": _COUNT,
+  "data.cutout_size": _POSITIVE,
+  "data.train_limit": _COUNT,
+  "optimizer.name": _choice("sgd", "adamw", "adam", "lion", "rmsprop"),
+  "optimizer.learning_rate": _number("(0, inf)"),
+  "optimizer.schedule": _choice("constant", "cosine", "wsd"),
+  "optimizer.warmup_epochs": _number("[0, inf)"),
+  "optimizer.decay_fraction": _number("[0, 1]"),
+  "optimizer.final_factor": _number("[0, 1]"),
+  "optimizer.momentum": _SHARE,
+  "optimizer.b2": _SHARE,
+  "optimizer.weight_decay": _number("[0, inf)"),
+  "optimizer.clip_norm": _number("[0, inf)"),
+  "optimizer.newborn": _choice("zero", "reset", "copy"),
+  "optimizer.newborn_warmup_steps": _COUNT,
+  "train.epochs": _POSITIVE,
+  "train.label_smoothing": _SHARE,
+  "train.precision": _choice("float32", "bfloat16", "auto"),
+  "train.accumulate_steps": _POSITIVE,
+  "train.ema_decay": _SHARE,
+  "train.chunk_steps": _COUNT,
+  "train.log_every": _POSITIVE,
+  "train.max_steps": _COUNT,
+  "kasmina.blueprints": _NAMES,
+  "kasmina.initializer": _choice("zero_out", "random", "gradient"),
+  "kasmina.blend": _choice("add", "multiply", "gate"),
+  "kasmina.alpha_curve": _choice("linear", "cosine", "sigmoid"),
+  "kasmina.blend_epochs": _POSITIVE,
+  "kasmina.proximal": _number("[0, inf)"),
+  "kasmina.seeds_per_slot": _POSITIVE,
+  "kasmina.max_per_slot": _POSITIVE,
+  "kasmina.min_training_epochs": _POSITIVE,
+  "kasmina.max_training_epochs": _POSITIVE,
+  "kasmina.min_holding_epochs": _POSITIVE,
+  "kasmina.max_holding_epochs": _POSITIVE,
+  "kasmina.embargo_epochs": _COUNT,
+  "kasmina.gain_sigmas": _number("[0, inf)"),
+  "kasmina.training_gain_sigmas": _number("[0, inf)"),
+  "kasmina.max_gradient_ratio": _number("(0, inf)"),
+  "kasmina.measure_examples": _POSITIVE,
+  "kasmina.measure_budget": _number("[0, 1]"),
+  "tamiyo.policy": _choice(
+    "never", "periodic", "schedule", "random", "heuristic"
+  ),
+  "tamiyo.policy_path": _TEXT,
+  "tamiyo.adaptation_frequency": _integer(1, 8),  # of 8 epochs remembered
+  "tamiyo.max_adaptations_per_epoch": _POSITIVE,
+  "tamiyo.max_growths": _COUNT,
+  "tamiyo.warmup_epochs": _COUNT,
+  "tamiyo.plateau_epochs": _integer(1, 7),
+  "tamiyo.plateau_delta": _number("[0, inf)"),
+  "tamiyo.period_epochs": _POSITIVE,
+  "tamiyo.probability": _number("[0, 1]"),
+  "tamiyo.schedule": Knob(
+    lambda v: isinstance(v, tuple) and all(map(_is_appointment, v)),
+    "a tuple of (epoch, slot, blueprint), such as ((3, 'slot1_1', 'conv3x3'),)",
+  ),
+  "tamiyo.probe_examples": _POSITIVE,
+  "tezzeret.lead_epochs": _POSITIVE,
+  "governor.loss_factor": _number("(1, inf)"),
+  "governor.window": _POSITIVE,
+  "governor.chance_margin": _SHARE,
+  "governor.above_margin": _SHARE,
+  "governor.responsible_epochs": _COUNT,
+  "governor.max_rollbacks": _COUNT,
+  "checkpoint.every_epochs": _POSITIVE,
+  "checkpoint.keep_last": _POSITIVE,
+  "checkpoint.keep_best": _COUNT,
+  "oona.fsync": _SWITCH,
+  "urza.modules": Knob(
+    lambda v: (
+      are_names(v)
+      and all(part.isidentifier() for name in v for part in name.split("."))
+    ),
+    "names of Python modules separated by commas",
+  ),
+}

@@ -1,0 +1,197 @@
+"""The event bus: one publisher's line reaches every sink that asked for it."""
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
+
+from esper_jax.types import RunFailedError
+
+VERSION = 1  # of the event line; `v`
+
+# What the run did: the same config and seed publish the same ones again, so
+# each takes the next number of a counter that lives in the run's state.
+RUN_EVENTS = (
+  "run_started",
+  "decision",
+  "germinated",
+  "stage_changed",
+  "gate_refused",
+  "fossilized",
+  "culled",
+  "embargo_ended",
+  "growth_cancelled",
+  "rolled_back",
+  "quarantined",
+  "run_finished",
+)
+# What this process did: a resumed run has others than an uninterrupted one,
+# so they carry no number (id is null) and shift nobody else's.
+PROCESS_EVENTS = (
+  "resumed",
+  "compile",
+  "kernel_fallback",
+  "policy_fallback",
+  "checkpoint",
+  "fault",
+  "interrupted",
+)
+EVENT_TYPES = RUN_EVENTS + PROCESS_EVENTS
+_OWN = ("v", "id", "seq", "time")
+
+Event = dict[str, Any]
+Sink = Callable[[Event], None]
+
+
+class _Subscription(NamedTuple):
+  sink: Sink
+  name: str
+  types: frozenset[str]
+  required: bool
+
+
+class Bus:
+  """Stamps events and hands them to sinks.
+
+  Attributes:
+    next_id: number of the next event of the run; save it in the run's state
+      and set it on resume and rollback.
+    failures: name of a best-effort sink -> how many events it failed on.
+    last_failure: name of such a sink -> its latest error, in one line.
+  """
+
+  def __init__(
+    self, *, next_id: int = 0, clock: Callable[[], float] = time.time
+  ):
+    """Makes a bus without sinks.
+
+    Args:
+      next_id: see the attribute.
+      clock: seconds since the epoch, for `time`.
+    """
+    self.next_id = next_id
+    self.failures: Counter[str] = Counter()
+    self.last_failure: dict[str, str] = {}
+    self._clock = clock
+    self._seq = 0
+    self._subscriptions: list[_Subscription] = []
+    # Compilers publish from their own threads; reentrant so that a sink may
+    # publish too.
+    self._lock = threading.RLock()
+
+  def subscribe(
+    self,
+    sink: Sink,
+    types: Collection[str] | None = None,
+    *,
+    required: bool = False,
+    name: str = "",
+  ) -> Callable[[], None]:
+    """Adds a sink.
+
+    Args:
+      sink: called with a copy of each event, from the publisher's thread.
+      types: the event types it wants; None means all.
+      required: whether the run must stop when the sink fails. Required sinks
+        are served first, so that a record exists before anyone shows it.
+      name: for `failures`; the sink's own name when empty.
+
+    Returns:
+      A function that removes the sink.
+
+    Raises:
+      ValueError: an unknown type.
+    """
+    for kind in types or ():
+      _check_type(kind)
+    own = name or getattr(sink, "__qualname__", type(sink).__name__)
+    wanted = frozenset(EVENT_TYPES if types is None else types)
+    subscription = _Subscription(sink, own, wanted, required)
+    with self._lock:
+      self._subscriptions.append(subscription)
+      self._subscriptions.sort(key=lambda s: not s.required)  # stable
+
+    def unsubscribe() -> None:
+      with self._lock:
+        if subscription in self._subscriptions:
+          self._subscriptions.remove(subscription)
+
+    return unsubscribe
+
+  def publish(
+    self,
+    type: str,
+    *,
+    epoch: int,
+    step: int,
+    slot: str | None = None,
+    **fields: Any,
+  ) -> Event:
+    """Stamps an event and hands it to every sink that wants its type.
+
+    Args:
+      type: one of EVENT_TYPES.
+      epoch: epochs completed.
+      step: steps completed.
+      slot: the slot it is about; left out of the event when None.
+      **fields: further entries of the line.
+
+    Returns:
+      The event: {v, id, seq, time, epoch, step, type, slot?, ...}. `id` counts
+      the run's events (null for PROCESS_EVENTS), `seq` this process's.
+
+    Raises:
+      RunFailedError: a required sink failed.
+      ValueError: an unknown type, or a field the bus itself sets.
+    """
+    _check_type(type)
+    taken = [key for key in fields if key in _OWN]
+    if taken:
+      raise ValueError(
+        f"event '{type}': the bus sets {', '.join(_OWN)}; rename the field"
+        f" {', '.join(taken)}"
+      )
+    with self._lock:
+      event: Event = {
+        "v": VERSION,
+        "id": self.next_id if type in RUN_EVENTS else None,
+        "seq": self._seq,
+        "time": self._clock(),
+        "epoch": epoch,
+        "step": step,
+        "type": type,
+      }
+      if slot is not None:
+        event["slot"] = slot
+      event.update(fields)
+      self._seq += 1
+      self.next_id += type in RUN_EVENTS
+      for subscription in tuple(self._subscriptions):
+        if type in subscription.types:
+          self._deliver(subscription, event)
+    return event
+
+  def _deliver(
+    self, subscription: _Subscription, event: Mapping[str, Any]
+  ) -> None:
+    try:
+      subscription.sink(dict(event))
+    except Exception as error:
+      if not subscription.required:
+        self.failures[subscription.name] += 1
+        self.last_failure[subscription.name] = repr(error)
+        return
+      if isinstance(error, RunFailedError):
+        raise
+      raise RunFailedError(
+        f"the run needs '{subscription.name}', which failed on event"
+        f" '{event['type']}': {error!r}"
+      ) from error
+
+
+def _check_type(type: str) -> None:
+  if type not in EVENT_TYPES:
+    raise ValueError(
+      f"unknown event type '{type}'; valid: {', '.join(EVENT_TYPES)}"
+    )

@@ -1,0 +1,1 @@
+"""Tamiyo decides: what each slot does next, at epoch boundaries."""

@@ -1,0 +1,92 @@
+"""The forge: compiled programs, kept by topology.
+
+A program's key is its name and the tree structure, shapes and dtypes of its
+arguments; the structure of the state is the topology. Programs are lowered
+from abstract shapes and compiled when first asked for, on the calling thread.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+
+class Program(NamedTuple):
+  """A compiled program.
+
+  Attributes:
+    call: takes and returns what the function does; donated arguments are gone.
+    flops: of one call, by the compiler's cost analysis.
+  """
+
+  call: Callable[..., Any]
+  flops: float
+
+
+class Forge:
+  """Owns the compiled programs of a run.
+
+  Attributes:
+    compiles: number of programs compiled.
+    traces: name -> number of times the function was traced.
+    seconds: spent lowering and compiling.
+  """
+
+  def __init__(
+    self,
+    *,
+    cost: Callable[[Any], float],
+    on_compile: Callable[[str, float], None] = lambda name, seconds: None,
+  ):
+    """Makes an empty forge.
+
+    Args:
+      cost: FLOPs of a lowered program.
+      on_compile: called with (name, seconds) after each compilation.
+    """
+    self.compiles = 0
+    self.traces: dict[str, int] = {}
+    self.seconds = 0.0
+    self._cost = cost
+    self._on_compile = on_compile
+    self._jitted: dict[str, Any] = {}
+    self._programs: dict[Any, Program] = {}
+
+  def add(
+    self,
+    name: str,
+    function: Callable[..., Any],
+    *,
+    donate: tuple[int, ...] = (),
+  ) -> None:
+    """Makes a pure function known; a name already known stays as it is."""
+    if name in self._jitted:
+      return
+    self.traces[name] = 0
+
+    def counted(*args):
+      self.traces[name] += 1
+      return function(*args)
+
+    counted.__name__ = name
+    self._jitted[name] = jax.jit(counted, donate_argnums=donate)
+
+  def program(self, name: str, *args: Any) -> Program:
+    """The program for arguments of these shapes, compiled if it is new.
+
+    Args:
+      name: as given to `add`.
+      *args: arrays or their abstract shapes; they are not used up.
+    """
+    leaves, structure = jax.tree.flatten(args)
+    key = (name, structure, tuple((x.shape, str(x.dtype)) for x in leaves))
+    if key not in self._programs:
+      start = time.monotonic()
+      lowered = self._jitted[name].lower(*args)
+      self._programs[key] = Program(lowered.compile(), self._cost(lowered))
+      seconds = time.monotonic() - start
+      self.compiles += 1
+      self.seconds += seconds
+      self._on_compile(name, seconds)
+    return self._programs[key]

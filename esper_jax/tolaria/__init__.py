@@ -1,0 +1,1 @@
+"""Tolaria trains: the loop, its state, checkpoints and the safety governor."""

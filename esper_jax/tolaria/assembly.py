@@ -1,0 +1,397 @@
+"""From a config to the parts of a run. Nothing here trains."""
+
+import importlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from esper_jax.data import augment, datasets
+from esper_jax.data.datasets import Dataset
+from esper_jax.data.pipeline import BatchOrder
+from esper_jax.hosts.host import Host, from_linen
+from esper_jax.hosts.registry import make_host
+from esper_jax.kasmina import blueprints, lifecycle, surgery
+from esper_jax.tamiyo import policy as policies
+from esper_jax.tamiyo.rules import Settings
+from esper_jax.tolaria import governor, optimizers
+from esper_jax.tolaria.growth import GrowthOptions
+from esper_jax.tolaria.measure import EvalBatch, device_batches
+from esper_jax.tolaria.state import TrainState, init_state
+from esper_jax.tolaria.steps import StepOptions
+from esper_jax.types import InputError, SlotSpec, SlotTable
+
+MAX_EVAL_BATCH = 512
+ACCELERATOR_CHUNK = 32  # steps per call; a scan of convolutions is slow on CPU
+
+
+class Timetable(NamedTuple):
+  """How long a run is.
+
+  Attributes:
+    steps_per_epoch: full batches in the training split.
+    epochs: of the run.
+    total_steps: of the run; the last epoch may be cut short.
+  """
+
+  steps_per_epoch: int
+  epochs: int
+  total_steps: int
+
+  def steps_in(self, epoch: int) -> int:
+    """Steps of one epoch, counted from 0."""
+    left = self.total_steps - epoch * self.steps_per_epoch
+    return min(self.steps_per_epoch, left)
+
+
+class Parts(NamedTuple):
+  """Everything that a trainer is made of, as plain objects."""
+
+  data: Dataset
+  validation: list[EvalBatch]
+  host: Host
+  example: jax.Array  # a preprocessed batch of one
+  timetable: Timetable
+  steps: StepOptions
+  chunk: int
+  growth: GrowthOptions
+  policy: policies.Policy
+  governor: governor.Rules
+
+
+def load_data(config: ConfigDict) -> Dataset:
+  """Loads the config's data set."""
+  d = config.data
+  return datasets.load(
+    d.name,
+    dir=d.dir,
+    cache_dir=d.cache_dir,
+    download=d.download,
+    validation_fraction=d.validation_fraction,
+    split_seed=d.split_seed,
+    train_limit=d.train_limit,
+  )
+
+
+def assemble(config: ConfigDict, data: Dataset) -> Parts:
+  """Builds the parts of a run.
+
+  Args:
+    config: validated.
+    data: see `load_data`.
+
+  Raises:
+    InputError: parts that do not fit each other.
+  """
+  host, dtype = _host(config, data)
+  preprocess = _preprocess(config, data, dtype)
+  timetable = make_timetable(config, data)
+  chain = _optimizer(config)
+  example = preprocess(jnp.asarray(data.train_images[:1]), None)
+  slots = slots_of(host, example)
+  growth = _growth(config, slots, chain, timetable)
+  parts = Parts(
+    data=data,
+    validation=device_batches(
+      data.validation_images,
+      data.validation_labels,
+      eval_batch_size(config, data),
+    ),
+    host=host,
+    example=example,
+    timetable=timetable,
+    steps=StepOptions(
+      preprocess=preprocess,
+      optimizer=chain,
+      learning_rate=_schedule(config, timetable),
+      newborn_factor=lambda age: optimizers.newborn_factor(
+        age, config.optimizer.newborn_warmup_steps
+      ),
+      label_smoothing=config.train.label_smoothing,
+      ema_decay=config.train.ema_decay,
+    ),
+    chunk=_chunk(config),
+    growth=growth,
+    policy=_policy(config, growth),
+    governor=governor.Rules(
+      chance=1 / data.num_classes, **config.governor.to_dict()
+    ),
+  )
+  check_readable(parts, config)
+  return parts
+
+
+def new_state(config: ConfigDict, parts: Parts) -> TrainState:
+  """The state before the first step."""
+  return init_state(
+    parts.host,
+    parts.steps.optimizer,
+    parts.example,
+    seed=config.seed,
+    average=config.train.ema_decay > 0,
+  )
+
+
+def make_order(config: ConfigDict, parts: Parts, attempt: int) -> BatchOrder:
+  """The order of the training examples in one attempt of a run."""
+  return BatchOrder(
+    len(parts.data.train_labels),
+    config.data.batch_size,
+    num_epochs=parts.timetable.epochs,
+    seed=config.seed,
+    attempt=attempt,
+  )
+
+
+def make_timetable(config: ConfigDict, data: Dataset) -> Timetable:
+  """Counts steps and epochs.
+
+  Raises:
+    InputError: not one full batch.
+  """
+  examples, batch = len(data.train_labels), config.data.batch_size
+  if batch > examples:
+    raise InputError(
+      f"data.batch_size is {batch} but the training split has {examples}"
+      f" examples; give at most {examples}"
+    )
+  steps, epochs = examples // batch, config.train.epochs
+  total = steps * epochs
+  if config.train.max_steps:
+    total = min(total, config.train.max_steps)
+    epochs = -(-total // steps)
+  return Timetable(steps, epochs, total)
+
+
+def eval_batch_size(config: ConfigDict, data: Dataset) -> int:
+  """Examples per evaluation call."""
+  whole = len(data.validation_labels)
+  return config.data.eval_batch_size or min(MAX_EVAL_BATCH, whole)
+
+
+def slots_of(host: Host, example: jax.Array) -> SlotTable:
+  """The host's slot table, from one abstract trace."""
+
+  def forward():
+    params, collections = host.init(jax.random.key(0), example)
+    return host.apply(
+      params, collections, {}, example, train=False, key=None
+    )
+
+  # Flax runs the module once in init and once in apply: same slots.
+  return surgery.slot_table(forward)
+
+
+def check_readable(parts: Parts, config: ConfigDict) -> None:
+  """Refuses a host whose program would ignore a planted seed.
+
+  One abstract trace with a seed in every slot; nothing is computed.
+
+  Raises:
+    InputError: names the slot and the cause.
+  """
+  growth = parts.growth
+  chosen = {}
+  for row, path in enumerate(growth.slots):
+    column = np.flatnonzero(growth.fits[row * growth.lanes])
+    if len(column):
+      chosen[path] = growth.blueprints[int(column[0])]
+
+  def forward():
+    state = new_state(config, parts)
+    for path, blueprint in chosen.items():
+      seed = surgery.make_seed(
+        growth.slots[path], blueprint, key=jax.random.key(0)
+      )
+      state = surgery.plant(state, path, blueprint, seed, ())
+    expected.update(state.seeds)
+    return parts.host.apply(
+      state.params,
+      state.collections,
+      state.seeds,
+      parts.example,
+      train=False,
+      key=None,
+    )
+
+  expected: dict[str, Any] = {}
+  surgery.check_consumed(forward, expected)
+
+
+def slot_table(config: ConfigDict) -> list[dict[str, Any]]:
+  """What could grow where, for people: see `--dry_run`.
+
+  Returns:
+    A record per slot: name, shape, kind, blueprints: [(name, parameters,
+    FLOPs of a forward pass of one example)].
+  """
+  data = load_data(config)
+  parts = assemble(config, data)
+  growth = parts.growth
+  table = []
+  for n, (path, spec) in enumerate(growth.slots.items()):
+    rows = []
+    for column in np.flatnonzero(growth.fits[n * growth.lanes]):
+      name = growth.blueprints[int(column)]
+      rows.append((name, *blueprints.cost(name, spec)))
+    table.append(
+      {
+        "name": path,
+        "shape": spec.shape,
+        "kind": spec.kind,
+        "blueprints": rows,
+      }
+    )
+  return table
+
+
+def _host(config: ConfigDict, data: Dataset) -> tuple[Host, Any]:
+  precision = config.train.precision
+  if precision == "auto":
+    on_cpu = jax.default_backend() == "cpu"
+    precision = "float32" if on_cpu else "bfloat16"
+  dtype = jnp.dtype(precision)
+  h = config.host
+  module = make_host(
+    h.name,
+    num_classes=data.num_classes,
+    width=h.width,
+    depth=h.depth,
+    norm=h.norm,
+    inner_widths=tuple(h.inner_widths),
+    slots=h.slots if isinstance(h.slots, str) else tuple(h.slots),
+    dtype=dtype,
+  )
+  return from_linen(module), dtype
+
+
+def _preprocess(config: ConfigDict, data: Dataset, dtype: Any) -> Any:
+  d = config.data
+  ops = augment.check_ops(d.augment)
+
+  def preprocess(images: jax.Array, key: jax.Array | None) -> jax.Array:
+    x = augment.normalize(images, data.mean, data.std, dtype)
+    if key is None or not ops:
+      return x
+    return augment.augment(
+      x, key, ops=ops, padding=d.crop_padding, cutout=d.cutout_size
+    )
+
+  return preprocess
+
+
+def _optimizer(config: ConfigDict) -> Any:
+  o = config.optimizer
+  return optimizers.make_optimizer(
+    o.name,
+    momentum=o.momentum,
+    b2=o.b2,
+    weight_decay=o.weight_decay,
+    clip_norm=o.clip_norm,
+    accumulate_steps=config.train.accumulate_steps,
+  )
+
+
+def _schedule(config: ConfigDict, timetable: Timetable) -> Any:
+  o = config.optimizer
+  return optimizers.make_schedule(
+    o.schedule,
+    peak=o.learning_rate,
+    total_steps=timetable.total_steps,
+    warmup_steps=round(o.warmup_epochs * timetable.steps_per_epoch),
+    decay_fraction=o.decay_fraction,
+    final_factor=o.final_factor,
+  )
+
+
+def _chunk(config: ConfigDict) -> int:
+  if config.train.chunk_steps:
+    return config.train.chunk_steps
+  return 1 if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
+
+
+def _growth(
+  config: ConfigDict, slots: SlotTable, chain: Any, timetable: Timetable
+) -> GrowthOptions:
+  k = config.kasmina
+  for module in config.urza.modules:
+    _import_blueprints(module)
+  names = _blueprint_names(tuple(k.blueprints), slots)
+  lanes = k.seeds_per_slot
+  fits = np.zeros((len(slots) * lanes, len(names)), bool)
+  cost = np.zeros((len(slots) * lanes, len(names)), np.float32)
+  by_form: dict[Any, dict[str, int]] = {}
+  for n, spec in enumerate(slots.values()):
+    if spec.form not in by_form:
+      by_form[spec.form] = _parameters(spec)
+    for column, name in enumerate(names):
+      if name in by_form[spec.form]:
+        rows = slice(n * lanes, (n + 1) * lanes)
+        fits[rows, column] = True
+        cost[rows, column] = by_form[spec.form][name]
+  return GrowthOptions(
+    slots=slots,
+    lanes=lanes,
+    blueprints=names,
+    fits=fits,
+    cost=cost,
+    rules=_rules(config, timetable),
+    initializer=k.initializer,
+    blend=k.blend,
+    proximal=k.proximal,
+    newborn=config.optimizer.newborn,
+    optimizer=chain,
+    seed=config.seed,
+  )
+
+
+def _rules(config: ConfigDict, timetable: Timetable) -> lifecycle.Rules:
+  sections = {**config.tamiyo, **config.kasmina, **config.tezzeret}
+  fields = {n: sections[n] for n in lifecycle.Rules._fields if n in sections}
+  return lifecycle.Rules(**fields, epochs=timetable.epochs)
+
+
+def _parameters(spec: SlotSpec) -> dict[str, int]:
+  """Parameters of every blueprint that fits a spec."""
+  return {
+    name: blueprints.count(
+      blueprints.abstract_init(blueprints.get(name), spec)[0]
+    )
+    for name in blueprints.fitting(spec)
+  }
+
+
+def _blueprint_names(
+  chosen: tuple[str, ...], slots: SlotTable
+) -> tuple[str, ...]:
+  for name in chosen:
+    blueprints.get(name)  # raises on an unknown one
+  fitting = {n for spec in slots.values() for n in blueprints.fitting(spec)}
+  useless = [name for name in chosen if name not in fitting]
+  if useless:
+    raise InputError(
+      f"kasmina.blueprints: '{useless[0]}' fits no slot of the host; those"
+      f" that do: {', '.join(sorted(fitting))}"
+    )
+  return chosen or tuple(n for n in blueprints.names() if n in fitting)
+
+
+def _import_blueprints(module: str) -> None:
+  try:
+    importlib.import_module(module)
+  except ImportError as error:
+    raise InputError(
+      f"urza.modules: '{module}' cannot be imported ({error}); give modules"
+      " on Python's path that register blueprints"
+    ) from error
+
+
+def _policy(config: ConfigDict, growth: GrowthOptions) -> policies.Policy:
+  sections = {**config.tamiyo, **config.kasmina}
+  settings = {n: sections[n] for n in Settings._fields if n in sections}
+  settings["schedule"] = policies.resolve_schedule(
+    tuple(config.tamiyo.schedule), list(growth.slots), growth.blueprints
+  )
+  return policies.make(config.tamiyo.policy, **settings)

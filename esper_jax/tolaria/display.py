@@ -1,0 +1,64 @@
+"""What a trainer tells whoever watches; `nissa.console` is the one people see.
+
+A display never changes a run: it is told, and returns nothing.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+
+class TrainingMetrics(NamedTuple):
+  """What an epoch came to.
+
+  Attributes:
+    epoch: epochs done.
+    step: steps done.
+    train_loss, val_loss: nats per example.
+    train_accuracy, val_accuracy: 0 to 1.
+    seconds: of the epoch, evaluation included.
+  """
+
+  epoch: int
+  step: int
+  train_loss: float
+  train_accuracy: float
+  val_loss: float
+  val_accuracy: float
+  seconds: float
+
+
+class Display(Protocol):
+  """The moments at which a trainer reports."""
+
+  def part(self, name: str, text: str) -> None:
+    """One part of the system is ready; `text` says how."""
+
+  def begin(self, *, epoch: int, epochs: int, steps_per_epoch: int) -> None:
+    """Training starts or goes on after `epoch` epochs."""
+
+  def steps(self, step: int, loss: float, images_per_second: float) -> None:
+    """A logging interval is over."""
+
+  def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
+    """An epoch boundary was passed; `slots` as in result.json."""
+
+  def event(self, event: dict[str, Any]) -> None:
+    """An event of the bus."""
+
+  def finish(self, result: dict[str, Any], workdir: Path) -> None:
+    """The run ended; `result` is what result.json holds."""
+
+  def close(self) -> None:
+    """Nothing more will come."""
+
+
+class Silent:
+  """A display that shows nothing."""
+
+  def part(self, name, text): ...
+  def begin(self, *, epoch, epochs, steps_per_epoch): ...
+  def steps(self, step, loss, images_per_second): ...
+  def epoch(self, metrics, slots): ...
+  def event(self, event): ...
+  def finish(self, result, workdir): ...
+  def close(self): ...

@@ -1,0 +1,136 @@
+"""What a run says of itself: result.json and the slots' figures."""
+
+from typing import Any
+
+import numpy as np
+
+from esper_jax.kasmina.slot import all_seeds
+from esper_jax.tolaria.assembly import Parts
+from esper_jax.tolaria.display import TrainingMetrics
+from esper_jax.tolaria.growth import GrowthOptions
+from esper_jax.tolaria.run import Run
+from esper_jax.tolaria.state import count_parameters
+from esper_jax.types import Stage
+
+VERSION = 1
+
+
+def make(
+  run: Run,
+  parts: Parts,
+  *,
+  status: str,
+  config_hash: str,
+  initial_parameters: int,
+  val_loss: float | None = None,
+  val_accuracy: float | None = None,
+  test_accuracy: float | None = None,
+  reason: str | None = None,
+) -> dict[str, Any]:
+  """Builds the content of result.json.
+
+  Args:
+    run: at its end.
+    parts: of the run.
+    status: "completed", "interrupted" or "failed".
+    config_hash: of the keys that change results.
+    initial_parameters: of the host alone.
+    val_loss, val_accuracy, test_accuracy: final figures, None unless the run
+      completed; the validation figures then fall back on the last epoch's.
+    reason: why the run failed.
+  """
+  history = run.history
+  if val_accuracy is None and history.known[-1]:
+    val_accuracy = float(history.val_accuracy[-1])
+    val_loss = float(history.val_loss[-1])
+  return {
+    "version": VERSION,
+    "status": status,
+    "reason": reason,
+    "epochs": run.epoch,
+    "steps": run.next_batch,
+    "val_loss": val_loss,
+    "val_accuracy": val_accuracy,
+    "val_accuracy_before_growth": run.before_growth,
+    "test_accuracy": test_accuracy,
+    "params_initial": initial_parameters,
+    "params_final": count_parameters(run.state),
+    **run.ledger.summary(),
+    "germinated": run.germinated,
+    "fossilized": run.fossilized,
+    "culled": run.culled,
+    "rolled_back": run.rolled_back,
+    "quarantined": list(run.governor.quarantined),
+    "slots": slot_lines(run, parts.growth),
+    "seeds": seed_lines(run, parts.growth),
+    "config_hash": config_hash,
+    "data": parts.data.source,
+    "data_sha256": parts.data.sha256,
+    "policy_used": parts.policy.name,
+  }
+
+
+def epoch_line(
+  run: Run, metrics: TrainingMetrics, slots: dict[str, Any], *, now: float
+) -> dict[str, Any]:
+  """Builds an epoch's line of metrics.jsonl; keys in time/ may vary."""
+  line = {
+    "epoch": metrics.epoch,
+    "step": metrics.step,
+    "attempt": run.governor.attempt,
+    "val/loss": metrics.val_loss,
+    "val/accuracy": metrics.val_accuracy,
+    "train/epoch_loss": metrics.train_loss,
+    "train/epoch_accuracy": metrics.train_accuracy,
+    "parameters": count_parameters(run.state),
+    "flops/train": run.ledger.train_flops,
+    "flops/total": run.ledger.total_flops,
+    "time": now,
+    "time/epoch": metrics.seconds,
+  }
+  for name, row in slots.items():
+    line |= {f"slots/{name}/{key}": value for key, value in row.items()}
+  return line
+
+
+def slot_lines(
+  run: Run, growth: GrowthOptions
+) -> dict[str, dict[str, Any]]:
+  """Stage, blueprint, alpha and contribution of every row, by name."""
+  s, signals = run.slots, run.signals
+  stage, blueprint = np.asarray(s.stage), np.asarray(s.blueprint)
+  known = np.asarray(signals.contribution_known)
+  out = {}
+  for row, name in enumerate(growth.row_names()):
+    column = int(blueprint[row])
+    measured = bool(known[row]) and run.keys[row] is not None
+    out[name] = {
+      "stage": Stage(int(stage[row])).name,
+      "blueprint": growth.blueprints[column] if column >= 0 else None,
+      "alpha": float(s.alpha[row]),
+      "contribution": float(signals.contribution[row]) if measured else None,
+      "contribution_se": (
+        float(signals.contribution_se[row]) if measured else None
+      ),
+    }
+  return out
+
+
+def seed_lines(run: Run, growth: GrowthOptions) -> list[dict[str, Any]]:
+  """Every seed in the tree: where, what, how large."""
+  names = list(growth.blueprints)
+  paths = list(growth.slots)
+  return [
+    {
+      "slot": path,
+      "key": key,
+      "blueprint": seed.blueprint,
+      "blend": seed.blend,
+      "parameters": int(
+        growth.cost[
+          paths.index(path) * growth.lanes, names.index(seed.blueprint)
+        ]
+      ),
+    }
+    for (path, key), seed in all_seeds(run.state.seeds).items()
+  ]

@@ -1,0 +1,241 @@
+"""The jitted programs of a run: one training step, evaluation, the probe.
+
+They are pure functions of arrays; what the run's configuration fixes is bound
+by the factories. `tezzeret.forge` compiles them, one program per topology.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+
+from esper_jax.hosts.host import Host
+from esper_jax.kasmina.slot import all_seeds, group_name, observe_slots
+from esper_jax.kasmina.surgery import group_params, with_group_params
+from esper_jax.tolaria.state import TrainState
+from esper_jax.types import HOST_GROUP, PyTree, SlotTable
+
+Images = jax.Array  # uint8 [examples, height, width, channels]
+Labels = jax.Array  # int32 [examples]
+
+
+class Sums(struct.PyTreeNode):
+  """What an epoch adds up on the device, so that steps need no host.
+
+  Attributes:
+    loss: float32 []. Sum over examples.
+    correct: float32 []. Count.
+    examples: float32 []. Count.
+    steps: float32 []. Count.
+    square: group -> float32 [], sum over steps of the gradient's mean square.
+    finite: group -> bool [], whether every gradient was finite.
+  """
+
+  loss: jax.Array
+  correct: jax.Array
+  examples: jax.Array
+  steps: jax.Array
+  square: dict[str, jax.Array]
+  finite: dict[str, jax.Array]
+
+
+class StepOptions(NamedTuple):
+  """What shapes the training step.
+
+  Attributes:
+    preprocess: (images uint8, key or None) -> float [batch, ...]; augments
+      where a key is given.
+    optimizer: the chain of one group: (gradients) -> descent direction.
+    learning_rate: step int32 [] -> float32 [].
+    newborn_factor: age int32 [] -> float32 [], warm-up of a seed's updates.
+    label_smoothing: 0 to 1.
+    ema_decay: of the parameter average; unused where none is kept.
+  """
+
+  preprocess: Callable[[jax.Array, jax.Array | None], jax.Array]
+  optimizer: optax.GradientTransformation
+  learning_rate: Callable[[jax.Array], jax.Array]
+  newborn_factor: Callable[[jax.Array], jax.Array]
+  label_smoothing: float = 0.0
+  ema_decay: float = 0.0
+
+
+def empty_sums(state: TrainState) -> Sums:
+  """Zeros for the groups of a state."""
+  return Sums(
+    loss=jnp.zeros((), jnp.float32),
+    correct=jnp.zeros((), jnp.float32),
+    examples=jnp.zeros((), jnp.float32),
+    steps=jnp.zeros((), jnp.float32),
+    square={g: jnp.zeros((), jnp.float32) for g in state.optimizer},
+    finite={g: jnp.ones((), jnp.bool_) for g in state.optimizer},
+  )
+
+
+def make_train_step(host: Host, options: StepOptions) -> Callable[..., Any]:
+  """Builds (state, sums, images, labels, indices int32 [batch]) -> both."""
+
+  def loss_fn(groups, state, x, labels, key):
+    seeds = with_group_params(state.seeds, groups)
+    logits, collections, seeds = host.apply(
+      groups[HOST_GROUP], state.collections, seeds, x, train=True, key=key
+    )
+    target = optax.smooth_labels(
+      jax.nn.one_hot(labels, logits.shape[-1]), options.label_smoothing
+    )
+    losses = optax.softmax_cross_entropy(logits, target)
+    hits = (logits.argmax(-1) == labels).sum(dtype=jnp.float32)
+    return losses.mean(), (collections, seeds, hits)
+
+  def step(
+    state: TrainState,
+    sums: Sums,
+    images: Images,
+    labels: Labels,
+    indices: jax.Array,
+  ) -> tuple[TrainState, Sums]:
+    augment_key, dropout_key = jax.random.split(
+      jax.random.fold_in(state.key, state.step)
+    )
+    x = options.preprocess(images[indices], augment_key)
+    y = labels[indices]
+    groups = group_params(state.params, state.seeds)
+    (loss, (collections, seeds, hits)), gradients = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(groups, state, x, y, dropout_key)
+
+    multiplier = {
+      group_name(*at): seed.updates
+      for at, seed in all_seeds(state.seeds).items()
+    }
+    rate = options.learning_rate(state.step) * state.lr_factor
+    new_groups, new_optimizer = {}, {}
+    for group, params in groups.items():
+      direction, new_optimizer[group] = options.optimizer.update(
+        gradients[group], state.optimizer[group], params
+      )
+      if group == HOST_GROUP:
+        new_groups[group] = _descend(params, direction, rate)
+        continue
+      # Silence is a selection, so that a sick seed's NaN stays with it.
+      own = rate * options.newborn_factor(state.age[group])
+      moved = _descend(params, direction, own * multiplier[group])
+      new_groups[group] = jax.tree.map(
+        lambda new, old, m=multiplier[group]: jnp.where(m > 0, new, old),
+        moved,
+        params,
+      )
+    average = state.average
+    if average is not None:
+      average = optax.incremental_update(
+        new_groups, average, 1 - options.ema_decay
+      )
+    new_sums = Sums(
+      loss=sums.loss + loss * len(indices),
+      correct=sums.correct + hits,
+      examples=sums.examples + len(indices),
+      steps=sums.steps + 1,
+      square={
+        g: sums.square[g] + mean_square(tree) for g, tree in gradients.items()
+      },
+      finite={
+        g: sums.finite[g] & jnp.isfinite(mean_square(tree))
+        for g, tree in gradients.items()
+      },
+    )
+    new_state = state.replace(
+      step=state.step + 1,
+      params=new_groups[HOST_GROUP],
+      collections=collections,
+      seeds=with_group_params(seeds, new_groups),
+      optimizer=new_optimizer,
+      age={g: age + 1 for g, age in state.age.items()},
+      average=average,
+    )
+    return new_state, new_sums
+
+  return step
+
+
+def make_chunk(step: Callable[..., Any]) -> Callable[..., Any]:
+  """Scans a training step over indices int32 [steps, batch]."""
+
+  def chunk(state, sums, images, labels, indices):
+    def body(carry, row):
+      return step(*carry, images, labels, row), None
+
+    return jax.lax.scan(body, (state, sums), indices)[0]
+
+  return chunk
+
+
+def make_evaluate(
+  host: Host, preprocess: Callable[[jax.Array, jax.Array | None], jax.Array]
+) -> Callable[..., Any]:
+  """Builds the evaluation program.
+
+  It is also the ablation's: the caller changes the leaves of the seeds.
+  (params, collections, seeds, images [batch, ...], labels [batch], mask
+  float32 [batch]) -> (losses float32 [batch], hits float32 [batch]), both 0
+  where the mask is 0.
+  """
+
+  def evaluate(params, collections, seeds, images, labels, mask):
+    x = preprocess(images, None)
+    logits, _, _ = host.apply(
+      params, collections, seeds, x, train=False, key=None
+    )
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    hits = (logits.argmax(-1) == labels).astype(jnp.float32)
+    return jnp.where(mask > 0, losses, 0.0), hits * mask
+
+  return evaluate
+
+
+def make_probe(
+  host: Host,
+  preprocess: Callable[[jax.Array, jax.Array | None], jax.Array],
+  slots: SlotTable,
+) -> Callable[..., Any]:
+  """Builds the probe: what every slot carries and feels on one batch.
+
+  (params, collections, seeds, images [batch, ...], labels [batch]) ->
+  {path: (activation, cotangent)}, both [batch, *shape], float32; the
+  cotangent is that of the mean cross-entropy. Batch statistics are those of
+  the batch and are not updated; nothing is augmented, nothing dropped.
+  """
+
+  def probe(params, collections, seeds, images, labels):
+    x = preprocess(images, None)
+    offsets = {
+      path: jnp.zeros((len(images), *spec.shape), jnp.float32)
+      for path, spec in slots.items()
+    }
+
+    def loss_fn(offsets):
+      with observe_slots(offsets) as trace:
+        logits, _, _ = host.apply(
+          params, collections, seeds, x, train=True, key=None
+        )
+      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      outputs = {p: v.astype(jnp.float32) for p, v in trace.outputs.items()}
+      return losses.mean(), outputs
+
+    cotangents, activations = jax.grad(loss_fn, has_aux=True)(offsets)
+    return {path: (activations[path], cotangents[path]) for path in slots}
+
+  return probe
+
+
+def mean_square(tree: PyTree) -> jax.Array:
+  """Mean of the squares of a tree's elements, float32 []."""
+  leaves = jax.tree.leaves(tree)
+  total = sum(jnp.sum(jnp.square(leaf.astype(jnp.float32))) for leaf in leaves)
+  return jnp.asarray(total) / sum(leaf.size for leaf in leaves)
+
+
+def _descend(params: PyTree, direction: PyTree, rate: jax.Array) -> PyTree:
+  return jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, params, direction)

@@ -1,0 +1,405 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from esper_jax.kasmina import lifecycle
+from esper_jax.tamiyo import observation as obs
+from esper_jax.tamiyo import policy as policies
+from esper_jax.tamiyo.policy import from_rule, make, resolve_schedule
+from esper_jax.tamiyo.rules import Rule, Settings, wish
+from esper_jax.types import Action, InputError, Stage
+
+GROW = int(Action.GERMINATE)
+SETTINGS = {
+  "schedule": ((4, 1, 2), (4, 0, 0), (7, 3, 1)),
+  "probability": 0.6,
+  "plateau_delta": 0.02,
+}
+CLEAR = {
+  "scores": [[1e-6, 2e-6], [1e-6, 3.2e-4], [1e-6, 1e-6]],
+  "scores_known": [True] * 3,
+}
+
+
+def _choice(decisions):
+  return decisions.action.tolist(), decisions.blueprint.tolist()
+
+
+def _all(name, **more):
+  policy = make(name, **SETTINGS, **more)
+
+  def run(observation, key):
+    state, decisions = policy.decide(policy.init(key), observation, key)
+    ranked = policy.rank(state, observation, 3)
+    return state, decisions, ranked, policy.wants_scores(state, observation)
+
+  return run
+
+
+@pytest.mark.parametrize(
+  "name, lanes",
+  [(name, 1) for name in policies.names()]
+  + [("random", 2), ("periodic", 2), ("heuristic", 2)],
+)
+def test_eager_jit_and_vmap_agree_and_stay_within_the_law(
+  anything, equal, name, lanes
+):
+  more = {"sequential": False} if lanes == 2 else {}
+  if name == "schedule":
+    more["seeds_per_slot"] = 1
+  run = _all(name, **{"seeds_per_slot": lanes, **more})
+  observations = [anything(seed) for seed in range(24)]
+  keys = jax.random.split(jax.random.key(0), len(observations))
+  stacked = jax.tree.map(lambda *x: jnp.stack(x), *observations)
+  batch = jax.vmap(run)(stacked, keys)
+  jitted = jax.jit(run)
+  for n, o in enumerate(observations):
+    result = jitted(o, keys[n])
+    assert equal(result, jax.tree.map(lambda x, n=n: x[n], batch))
+    if n < 3:
+      with jax.disable_jit():
+        assert equal(result, run(o, keys[n]))
+    _check_law(result, o)
+
+
+def _check_law(result, o):
+  _, decisions, ranked, _ = result
+  row = jnp.arange(o.stage.shape[0])
+  assert o.legal[row, decisions.action, decisions.blueprint].all()
+  grows = int((decisions.action == GROW).sum())
+  assert grows <= min(2, int(o.growths_left))
+  assert not any(leaf.weak_type for leaf in jax.tree.leaves(result))
+  weights = np.array([float(w) for _, w in ranked])
+  assert np.isfinite(weights).all()
+  assert (weights >= 0).all() and weights.sum() <= 1 + 1e-5
+  assert (np.diff(weights) <= 0).all()
+  assert ((decisions.weight >= 0) & (decisions.weight <= 1)).all()
+  moves = decisions.action != int(Action.WAIT)
+  assert ((decisions.weight > 0) == moves).all()
+  assert (decisions.reason[moves] > 0).all()
+
+
+def test_never_never_moves(planted):
+  policy = make("never")
+  o = planted(Stage.TRAINING)
+  state, decisions = policy.decide(policy.init(None), o, jax.random.key(0))
+  assert state == ()
+  assert decisions.action.tolist() == [Action.WAIT] * 2
+  assert policy.explain(decisions, o, ["a", "b"], ["c", "d"]) == []
+  ((ranked, weight),) = policy.rank(state, o, 5)
+  assert float(weight) == 1.0
+  assert _choice(ranked) == _choice(decisions)
+
+
+def _rank_then_decide(policy, now, later, k):
+  """The sets ranked at one boundary, and what is decided at the next."""
+  state, key = policy.init(jax.random.key(0)), jax.random.key(5)
+  state, _ = policy.decide(state, now, key)
+  ranked = [_choice(d) for d, _ in policy.rank(state, now, k)]
+  _, decisions = policy.decide(state, later, key)
+  return ranked, _choice(decisions)
+
+
+@pytest.mark.parametrize("name", ["periodic", "schedule"])
+def test_rank_of_a_rule_by_the_clock_is_exact(observe, name):
+  policy = make(name, schedule=((4, 1, 2), (4, 0, 0)), period_epochs=4)
+  for epoch in (3, 4):
+    now, later = observe(3, 3, epoch=epoch), observe(3, 3, epoch=epoch + 1)
+    ranked, decided = _rank_then_decide(policy, now, later, 1)
+    assert ranked == [decided]
+    assert (GROW in decided[0]) == (epoch == 3)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rank_of_the_heuristic_holds_what_it_then_decides(observe, seed):
+  """Scores are clear; loss and scores change by a little until the decision."""
+  draw = np.random.default_rng(seed)
+  policy = make("heuristic")
+  best = (int(draw.integers(6)), int(draw.integers(4)))
+  scores = 10.0 ** draw.uniform(-6, -4.5, (6, 4))
+  scores[best] = 3e-4
+  loss = 0.5 * (1 - 0.03) ** np.array([0, 1, 2, 3, 4, 4.4, 4.6, 4.7, 4.8])
+  known = {"scores_known": [True] * 6}
+  now = observe(6, 4, val_loss=loss[:-1], scores=scores, **known)
+  noise = draw.uniform(0.8, 1.2, scores.shape)
+  later = observe(
+    6, 4, epoch=11, val_loss=loss[1:], scores=scores * noise, **known
+  )
+  ranked, decided = _rank_then_decide(policy, now, later, 2)
+  assert decided[0][best[0]] == GROW
+  assert decided[1][best[0]] == best[1]
+  assert decided == ranked[0]
+
+
+def test_rank_waits_while_the_loss_falls(observe):
+  policy = make("heuristic")
+  o = observe(**CLEAR, val_loss=0.9 ** np.arange(8))
+  (first, weight), *_ = policy.rank((), o, 3)
+  assert GROW not in first.action.tolist()
+  assert float(weight) > 0.99
+
+
+def test_rank_hedges_where_the_plateau_is_uncertain(observe):
+  policy = make("heuristic")
+  o = observe(**CLEAR, val_loss=0.995 ** np.arange(8))
+  (_, high), (_, low) = policy.rank((), o, 2)
+  assert 0.3 < float(low) <= float(high) < 0.7
+
+
+def test_rank_without_scores_spreads_over_what_is_legal(observe):
+  policy = make("heuristic")
+  weights = [float(w) for _, w in policy.rank((), observe(), 99)]
+  assert len(weights) == 3 * 2 + 1
+  np.testing.assert_allclose(sum(weights), 1.0, rtol=1e-5)
+  np.testing.assert_allclose(weights[:6], weights[0], rtol=1e-5)
+  assert weights[6] < weights[5]
+
+
+def test_rank_gives_a_row_without_scores_the_mean_of_the_others(observe):
+  policy = make("heuristic")
+  o = observe(
+    scores=[[2e-4, 0], [0, 0], [4e-4, 0]], scores_known=[True, False, True]
+  )
+  ranked = policy.rank((), o, 4)
+  first = [d.action.tolist().index(GROW) for d, _ in ranked]
+  assert first == [2, 1, 1, 0]
+  weights = np.array([float(w) for _, w in ranked])
+  np.testing.assert_allclose(
+    weights / weights[3], [4, 2.25, 2.25, 1], rtol=1e-5
+  )
+
+
+def test_rank_expects_no_second_seed_while_one_is_in_training(planted):
+  policy = make("heuristic")
+  o = planted(Stage.TRAINING, gate=[2, 0])
+  (first, weight), *_ = policy.rank((), o, 2)
+  assert first.action.tolist() == [Action.WAIT] * 2
+  assert float(weight) == 1.0
+
+
+def test_rank_foresees_that_patience_ends(planted):
+  policy = make("heuristic")
+  now = planted(Stage.TRAINING, age=[7, 0], gate=[2, 0])
+  later = planted(Stage.TRAINING, age=[8, 0], gate=[2, 0], epoch=11)
+  ranked, decided = _rank_then_decide(policy, now, later, 1)
+  assert ranked == [decided]
+  assert decided[0][0] == Action.CULL
+
+
+def test_rank_merges_equal_sets_of_two_germinations(observe):
+  policy = make("heuristic", sequential=False)
+  scores = [[3e-4, 0], [3e-4, 0], [1e-7, 0]]
+  o = observe(scores=scores, scores_known=[True] * 3)
+  (first, weight), *_ = policy.rank((), o, 3)
+  assert first.action.tolist() == [GROW, GROW, Action.WAIT]
+  assert float(weight) > 0.95
+
+
+def test_rank_of_random_knows_its_probability(observe):
+  policy = make("random", probability=0.3, max_adaptations_per_epoch=1)
+  weights = [float(w) for _, w in policy.rank((), observe(), 7)]
+  np.testing.assert_allclose(weights, [0.7] + [0.05] * 6, rtol=1e-5)
+
+
+def test_explain_names_the_slot_of_each_row(observe):
+  policy = make("schedule", schedule=((10, 1, 0),), seeds_per_slot=2)
+  o = observe(4, 1)
+  _, decisions = policy.decide((), o, jax.random.key(0))
+  (record,) = policy.explain(decisions, o, ["a", "b"], ["conv"])
+  assert (record.row, record.slot) == (2, "b")
+
+
+def test_explain_names_the_blueprint_and_initializer(planted):
+  policy = make("heuristic")
+  o = planted(Stage.TRAINING)
+  _, decisions = policy.decide((), o, jax.random.key(0))
+  decisions = decisions.replace(
+    initializer=jnp.full((2,), obs.INITIALIZERS.index("gradient"))
+  )
+  (record,) = policy.explain(decisions, o, ["a", "b"], ["conv", "dense"])
+  assert record.action == Action.ADVANCE
+  assert (record.blueprint, record.initializer) == ("dense", "gradient")
+  assert record.weight == 1.0
+
+
+def test_own_policy(observe):
+  """A user's rule: every fourth epoch, the cheapest pair that fits."""
+
+  def cheapest(settings):
+    def propose(state, observation, key):
+      return wish(
+        observation,
+        1.0 / observation.cost,
+        count=1,
+        chance=observation.epoch % 4 == 0,
+      )
+
+    return Rule(propose=propose)
+
+  policies.register("cheapest", cheapest)
+  policy = make("cheapest")
+  cost = [[9, 8], [7, 5], [6, 9]]
+  state = policy.init(jax.random.key(0))
+  o = observe(cost=cost, epoch=8)
+  state, decisions = jax.jit(policy.decide)(state, o, jax.random.key(0))
+  assert _choice(decisions) == ([0, GROW, 0], [-1, 1, -1])
+  (record,) = policy.explain(decisions, o, "abc", ["conv", "dense"])
+  assert record.reason == "the rule asks for it with weight 0.23"
+  assert not policy.wants_scores(state, o)
+  ((ranked, weight),) = policy.rank(state, observe(cost=cost, epoch=7), 1)
+  assert _choice(ranked) == _choice(decisions)
+  assert float(weight) == pytest.approx(0.2 / sum(1 / c for c in (9, 8, 7, 5, 6, 9)))
+  assert "cheapest" in policies.names()
+  with pytest.raises(InputError, match="'cheapest' exists already"):
+    policies.register("cheapest", cheapest)
+
+
+def test_a_rule_can_be_used_without_a_name(observe):
+  rule = Rule(lambda s, o, key: wish(o, jnp.ones_like(o.scores), count=9))
+  policy = from_rule("mine", rule, Settings(max_adaptations_per_epoch=3))
+  _, decisions = policy.decide((), observe(), jax.random.key(0))
+  assert policy.name == "mine"
+  assert decisions.action.tolist() == [GROW] * 3
+
+
+@pytest.mark.parametrize(
+  "settings, text",
+  [
+    ({"plateau": 3}, "unknown setting 'plateau' .*valid: max_adapt"),
+    ({"plateau_epochs": 8}, "plateau_epochs=8 .*valid: 1 to 7"),
+    ({"probability": 1.5}, "probability=1.5 .*valid: 0 to 1"),
+    ({"period_epochs": 0}, "period_epochs=0 "),
+    ({"gain_sigmas": float("nan")}, "gain_sigmas=nan "),
+  ],
+)
+def test_bad_settings_are_named(settings, text):
+  with pytest.raises(InputError, match=text):
+    make("heuristic", **settings)
+
+
+def test_unknown_policy_lists_the_valid_ones():
+  with pytest.raises(InputError, match="'clever'; valid: never, periodic"):
+    make("clever")
+
+
+def test_schedule_names_become_indices():
+  schedule = [(3, "b", "conv"), (1, "a", "dense")]
+  assert resolve_schedule(schedule, ["a", "b"], ["conv", "dense"]) == (
+    (3, 1, 0),
+    (1, 0, 1),
+  )
+
+
+@pytest.mark.parametrize(
+  "entry, text",
+  [
+    ((3, "c", "conv"), "slot 'c' does not exist; valid: a, b"),
+    ((3, "a", "conf"), "blueprint 'conf' does not exist; valid: conv, dense"),
+    ((0, "a", "conv"), "epoch 0 must be a whole number of at least 1"),
+    ((1.5, "a", "conv"), "epoch 1.5 must be"),
+    ((3, "a"), "is not a triple; write"),
+  ],
+)
+def test_bad_schedule_entries_are_named(entry, text):
+  with pytest.raises(InputError, match=text):
+    resolve_schedule([entry], ["a", "b"], ["conv", "dense"])
+
+
+RULES = lifecycle.Rules(
+  epochs=30,
+  lead_epochs=1,
+  adaptation_frequency=1,
+  max_adaptations_per_epoch=2,
+  max_growths=3,
+  seeds_per_slot=1,
+  max_per_slot=1,
+  alpha_curve="linear",
+  blend_epochs=3,
+  min_training_epochs=2,
+  max_training_epochs=4,
+  min_holding_epochs=1,
+  max_holding_epochs=4,
+  embargo_epochs=2,
+  training_gain_sigmas=0.0,
+  gain_sigmas=2.0,
+  max_gradient_ratio=1e3,
+)
+
+
+def _live(policy, observe, contributions):
+  """Runs a policy against the lifecycle; returns (epoch, Decision) pairs.
+
+  Every boundary measures every seed; contributions are by slot.
+  """
+  count = len(contributions)
+  fits = jnp.ones((count, 2), bool)
+  slots = lifecycle.initial(count)
+  state = policy.init(jax.random.key(0))
+  names = [f"slot{n}" for n in range(count)], ["conv", "dense"]
+  decide = jax.jit(policy.decide)
+  tick = jax.jit(lifecycle.tick, static_argnums=1)
+  log = []
+  for epoch in range(1, RULES.epochs):
+    slots = tick(slots, RULES)
+    own = (slots.stage >= int(Stage.TRAINING)) & (slots.blueprint >= 0)
+    signals = lifecycle.Signals(
+      contribution=jnp.asarray(contributions),
+      contribution_se=jnp.full((count,), 0.01),
+      contribution_known=own,
+      contribution_age=jnp.zeros((count,), jnp.int32),
+      contribution_stage=slots.stage,
+      parity=jnp.ones((count,)),
+      parity_known=own,
+      finite=jnp.ones((count,), bool),
+    )
+    o = observe(
+      count,
+      2,
+      epoch=epoch,
+      growths_left=RULES.max_growths - slots.growths,
+      epochs_left=RULES.epochs - epoch,
+      **{
+        field: getattr(slots, field)
+        for field in ("stage", "age", "life", "blueprint", "alpha")
+      },
+      **{
+        field: getattr(signals, field)
+        for field in lifecycle.Signals.__dataclass_fields__
+      },
+      scores=1e-3 / (1.0 + np.arange(2 * count).reshape(count, 2)),
+      scores_known=[True] * count,
+      gate=lifecycle.gate(slots, signals, RULES),
+      legal=lifecycle.legal(slots, signals, RULES, fits, epoch),
+    )
+    state, d = decide(state, o, jax.random.fold_in(jax.random.key(1), epoch))
+    log += [(epoch, record) for record in policy.explain(d, o, *names)]
+    slots, refused = lifecycle.act(
+      slots, d.action, d.blueprint, signals, RULES, fits, epoch
+    )
+    assert not refused.any()
+    slots, _, _ = lifecycle.enact(slots, RULES, epoch)
+  return log
+
+
+def test_the_heuristic_leads_a_good_seed_through_its_whole_life(observe):
+  policy = make("heuristic", max_training_epochs=4)
+  log = _live(policy, observe, [0.05])
+  assert [(epoch, r.action) for epoch, r in log] == [
+    (2, Action.GERMINATE),  # planted at 3
+    (5, Action.ADVANCE),
+    (8, Action.ADVANCE),
+    (9, Action.FOSSILIZE),
+  ]
+  assert "5.0 standard errors" in log[-1][1].reason
+
+
+def test_the_heuristic_culls_a_seed_that_hurts_and_grows_elsewhere(observe):
+  policy = make("heuristic", max_training_epochs=4)
+  log = _live(policy, observe, [-0.05, 0.05])
+  by_slot = {"slot0": [], "slot1": []}
+  for _, record in log:
+    by_slot[record.slot].append(record.action)
+  assert by_slot["slot0"][:2] == [Action.GERMINATE, Action.CULL]
+  assert Action.FOSSILIZE not in by_slot["slot0"]
+  assert by_slot["slot1"][-1] == Action.FOSSILIZE
