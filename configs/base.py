@@ -84,8 +84,9 @@ def get_config() -> ConfigDict:
   config.kasmina.embargo_epochs = 3  # epochs a slot rests after a cull
   # standard errors that the ablation gain must exceed to fossilize a seed
   config.kasmina.gain_sigmas = 2.0
-  # standard errors that it must exceed for a seed to leave TRAINING
-  config.kasmina.training_gain_sigmas = 0.0
+  # standard errors that it must exceed for a seed to leave TRAINING; below 0:
+  # the seed may not hurt by more than that
+  config.kasmina.training_gain_sigmas = -2.0
   # rms gradient of a seed / of the host; above it the seed is exploding
   config.kasmina.max_gradient_ratio = 1e3
   config.kasmina.measure_examples = 1024  # validation examples per ablation

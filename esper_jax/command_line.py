@@ -76,12 +76,14 @@ class Options:
   """A checked command line.
 
   Attributes:
+    source: the value of --config.
     config: validated and locked.
     workdir: the run directory.
     dry_run: show the slots instead of training.
     verbosity: 0 quiet, 1 normal, 2 verbose.
   """
 
+  source: str
   config: ConfigDict
   workdir: str
   dry_run: bool
@@ -173,6 +175,7 @@ def parse(argv: list[str]) -> Options | None:
   path, profile = config_lib.split_profile(values.config)
   name = "-".join(filter(None, (Path(path).stem, profile)))
   return Options(
+    source=values.config,
     config=config,
     workdir=values.workdir or os.path.join("runs", name),
     dry_run=values.dry_run,
@@ -260,15 +263,32 @@ def run(argv: list[str], *, configs: Path) -> int:
 
 
 def _train(options: Options) -> None:
-  from esper_jax.tolaria.trainer import Trainer  # imports JAX: seconds
+  import jax  # here, not above: seconds
 
-  Trainer(
-    options.config, workdir=options.workdir, verbosity=options.verbosity
-  ).train()
+  from esper_jax.nissa.console import Console
+  from esper_jax.tolaria.trainer import Trainer
+
+  hint = slow_hint(options.source, jax.default_backend())
+  display = Console(options.verbosity, hint=hint)
+  Trainer(options.config, options.workdir, display=display).train()
+
+
+def slow_hint(source: str, backend: str) -> str:
+  """Returns what to try where a run is slow; empty where nothing is known.
+
+  Args:
+    source: the value of --config.
+    backend: that of JAX: "cpu", "gpu", ...
+  """
+  path, profile = config_lib.split_profile(source)
+  profiles = config_lib.describe(Path(path)).profiles
+  if backend != "cpu" or profile == "cpu" or "cpu" not in profiles:
+    return ""
+  return f"this is a CPU: --config={path}:cpu is meant for it"
 
 
 def _show_slots(config: ConfigDict) -> None:
-  from esper_jax.tolaria.assembly import slot_table  # imports JAX: seconds
+  from esper_jax.tolaria.assembly import slot_table  # imports JAX
 
   print(format_slots(slot_table(config)))
   print(f"config {config_lib.config_hash(config)[:8]} is valid")

@@ -1,5 +1,6 @@
 """The command line up to where training begins."""
 
+import json
 import os
 import runpy
 import subprocess
@@ -237,6 +238,44 @@ def test_main_is_a_script(monkeypatch, capsys):
   assert capsys.readouterr().err == (
     "error: --config=nothing.py: no such file; the nearest is main.py\n"
   )
+
+
+def test_slow_run_on_a_cpu_is_pointed_to_its_profile(tmp_path):
+  path = f"{ROOT}/configs/cifar10.py"
+  assert command_line.slow_hint(path, "cpu").endswith(
+    f"--config={path}:cpu is meant for it"
+  )
+  assert command_line.slow_hint(path, "gpu") == ""
+  assert command_line.slow_hint(f"{path}:cpu", "cpu") == ""
+  own = tmp_path / "own.py"
+  own.write_text("")
+  assert command_line.slow_hint(str(own), "cpu") == ""
+
+
+def test_training_exits_with_0(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert main.main(["main.py", f"{DIGITS}:smoke"]) == 0
+  result = json.loads((tmp_path / "runs/digits-smoke/result.json").read_text())
+  assert result["status"] == "completed"
+  assert result["steps"] == 2
+  assert "runs/digits-smoke" in capsys.readouterr().out
+
+
+def test_failed_run_exits_with_1(tmp_path, capsys):
+  arguments = [
+    f"{DIGITS}:smoke",
+    f"--workdir={tmp_path}/run",
+    "--quiet",
+    "--config.optimizer.name=sgd",
+    "--config.optimizer.learning_rate=1e30",
+    "--config.governor.max_rollbacks=0",
+    "--config.train.max_steps=8",
+  ]
+  assert main.main(["main.py", *arguments]) == 1
+  out, err = capsys.readouterr()
+  assert out == ""
+  assert err.startswith("failed: ")
+  assert err.count("\n") == 1
 
 
 def test_dry_run_shows_the_slots_and_writes_nothing(

@@ -178,7 +178,11 @@ def cost(name: str, spec: SlotSpec) -> tuple[int, float]:
 
   Returns:
     (number of parameters, FLOPs of one example's forward pass as XLA counts
-    them for the CPU). Nothing is compiled or run.
+    them for the CPU; a call that XLA cannot see into counts 0). Nothing is
+    compiled or run.
+
+  Raises:
+    InputError: no such blueprint, or the slot is too small for it.
   """
   blueprint = get(name)
   params, _ = abstract_init(blueprint, spec)
@@ -198,7 +202,7 @@ def _flops(
 
   traced = jax.jit(forward).trace(params, state, x)
   analysis = traced.lower(lowering_platforms=("cpu",)).cost_analysis()
-  return float(analysis["flops"])
+  return float(analysis.get("flops", 0.0))  # absent where there are none
 
 
 def factor(blueprint: Blueprint, params: PyTree) -> PyTree:

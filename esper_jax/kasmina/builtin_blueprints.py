@@ -21,6 +21,7 @@ from esper_jax.kasmina.layers import (
 )
 from esper_jax.types import InputError, PyTree, SlotSpec
 
+_Birth = tuple[PyTree, PyTree]
 _Result = tuple[jax.Array, PyTree]
 
 
@@ -46,7 +47,7 @@ def _init_conv_norm(
   return {"kernel": draw_kernel(key, shape), "norm": identity_norm(channels)}
 
 
-def init_conv3x3(key: jax.Array, spec: SlotSpec) -> _Result:
+def init_conv3x3(key: jax.Array, spec: SlotSpec) -> _Birth:
   """Two 3x3 convolutions at the slot's width; at least 2 channels."""
   c = _need(spec, 2, "conv3x3")
   first, second = jax.random.split(key)
@@ -63,7 +64,7 @@ def apply_conv3x3(params, state, x, *, train, key) -> _Result:
   return conv(y, params["conv2"]["kernel"]), state
 
 
-def init_bottleneck(key: jax.Array, spec: SlotSpec) -> _Result:
+def init_bottleneck(key: jax.Array, spec: SlotSpec) -> _Birth:
   """1x1, 3x3, 1x1 at a quarter of the width; at least 8 channels."""
   c = _need(spec, 8, "bottleneck")
   inner = max(4, c // 4)
@@ -82,7 +83,7 @@ def apply_bottleneck(params, state, x, *, train, key) -> _Result:
   return conv(y, params["expand"]["kernel"]), state
 
 
-def init_depthwise(key: jax.Array, spec: SlotSpec) -> _Result:
+def init_depthwise(key: jax.Array, spec: SlotSpec) -> _Birth:
   """A 3x3 kernel per channel, then 1x1 across; at least 2 channels."""
   c = _need(spec, 2, "depthwise")
   first, second = jax.random.split(key)
@@ -99,7 +100,7 @@ def apply_depthwise(params, state, x, *, train, key) -> _Result:
   return conv(y, params["pointwise"]["kernel"]), state
 
 
-def init_squeeze_excite(key: jax.Array, spec: SlotSpec) -> _Result:
+def init_squeeze_excite(key: jax.Array, spec: SlotSpec) -> _Birth:
   """Two dense layers on the pooled channels; at least 2 channels."""
   c = _need(spec, 2, "squeeze_excite")
   inner = max(4, c // 4)
@@ -127,7 +128,7 @@ def apply_squeeze_excite(params, state, x, *, train, key) -> _Result:
   return x * jnp.tanh(y @ params["excite"]["kernel"].astype(x.dtype)), state
 
 
-def init_norm(key: jax.Array, spec: SlotSpec) -> _Result:
+def init_norm(key: jax.Array, spec: SlotSpec) -> _Birth:
   """Three numbers a channel; at least 2 channels."""
   c = _need(spec, 2, "norm")
   scale = jax.random.normal(key, (c,), jnp.float32)
@@ -141,17 +142,17 @@ def apply_norm(params, state, x, *, train, key) -> _Result:
   return y * along(params["out"]["scale"], y), state
 
 
-def init_lowrank(key: jax.Array, spec: SlotSpec) -> _Result:
+def init_lowrank(key: jax.Array, spec: SlotSpec) -> _Birth:
   """Rank an eighth of the channels, 2 or more; at least 4 channels."""
   return _init_lowrank(key, _need(spec, 4, "lowrank"))
 
 
-def init_lowrank_dense(key: jax.Array, spec: SlotSpec) -> _Result:
+def init_lowrank_dense(key: jax.Array, spec: SlotSpec) -> _Birth:
   """As `init_lowrank`, for vectors and tokens."""
   return _init_lowrank(key, _need(spec, 4, "lowrank_dense"))
 
 
-def _init_lowrank(key: jax.Array, c: int) -> _Result:
+def _init_lowrank(key: jax.Array, c: int) -> _Birth:
   rank = max(2, c // 8)
   first, second = jax.random.split(key)
   return {
@@ -167,18 +168,18 @@ def apply_lowrank(params, state, x, *, train, key) -> _Result:
   return y @ params["up"]["kernel"].astype(x.dtype), state
 
 
-def init_dense(key: jax.Array, spec: SlotSpec) -> _Result:
+def init_dense(key: jax.Array, spec: SlotSpec) -> _Birth:
   """Two dense layers at the slot's width; at least 2 channels."""
   return _init_two_layers(key, spec, _need(spec, 2, "dense"))
 
 
-def init_bottleneck_dense(key: jax.Array, spec: SlotSpec) -> _Result:
+def init_bottleneck_dense(key: jax.Array, spec: SlotSpec) -> _Birth:
   """Two dense layers at a quarter of the width; at least 8 channels."""
   inner = max(4, _need(spec, 8, "bottleneck_dense") // 4)
   return _init_two_layers(key, spec, inner)
 
 
-def _init_two_layers(key: jax.Array, spec: SlotSpec, inner: int) -> _Result:
+def _init_two_layers(key: jax.Array, spec: SlotSpec, inner: int) -> _Birth:
   first, second = jax.random.split(key)
   return {
     "dense1": {
@@ -200,7 +201,7 @@ def apply_dense(params, state, x, *, train, key) -> _Result:
 class Parts(NamedTuple):
   """A blueprint without its name; the fields are those of `Blueprint`."""
 
-  init: Callable[[jax.Array, SlotSpec], _Result]
+  init: Callable[[jax.Array, SlotSpec], _Birth]
   apply: Callable[..., _Result]
   kinds: tuple[str, ...]
   zero: tuple[str, ...]

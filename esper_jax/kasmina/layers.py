@@ -48,8 +48,11 @@ def conv(
     return x @ kernel[0, 0]
   if fan_in == 1 and groups == out == x.shape[-1]:
     rows = kernel.reshape(height * width, 1, 1, 1, out)
-    shifted = _taps(x, height, width, stride)
-    return sum((t * k for t, k in zip(shifted, rows, strict=True)), start=0)
+    first, *others = _taps(x, height, width, stride)
+    y = first * rows[0]
+    for tap, row in zip(others, rows[1:], strict=True):
+      y = y + tap * row
+    return y
   if im2col:
     patches = jnp.stack(_taps(x, height, width, stride), axis=3)
     patches = patches.reshape(*patches.shape[:4], groups, fan_in)
@@ -90,7 +93,7 @@ def normalize(x: jax.Array, scale: jax.Array, bias: jax.Array) -> jax.Array:
   Images: GroupNorm (Wu and He, 2018, arXiv:1803.08494) with at most 8 groups
   of at least 4 channels. Vectors and tokens: LayerNorm over the channels.
   Statistics are float32. Means are taken over space first and over the
-  group's channels second, which is 2 to 5 times faster on XLA:CPU than one
+  group's channels second, which is 1.6 to 5 times faster on XLA:CPU than one
   reduction over both.
 
   Args:

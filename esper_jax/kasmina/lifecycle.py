@@ -130,17 +130,21 @@ def act(
   cull = (action == int(Action.CULL)) & (refused == 0)
   resting = per_slot(cull, rules) > 0
   refused |= bit(sown & (refused == 0) & resting, Reason.RESTING)
-  # Prefix counts equal accepting one row after the other: a refusal by the
-  # slot's cap does not use up the epoch's or the run's.
   wanted = sown & (refused == 0)
   room = rules.max_per_slot - held(slots, rules)
-  refused |= bit(wanted & (_before(wanted, rules) >= room), Reason.SLOT_FULL)
-  wanted = sown & (refused == 0)
-  rank = jnp.cumsum(wanted, dtype=jnp.int32) - wanted.astype(jnp.int32)
-  spent = rank >= rules.max_growths - slots.growths
-  crowded = rank >= rules.max_adaptations_per_epoch
-  refused |= bit(wanted & spent, Reason.GROWTHS_SPENT)
-  refused |= bit(wanted & crowded, Reason.EPOCH_FULL)
+  left = rules.max_growths - slots.growths
+  # Counting ahead equals accepting one row after the other: what the slot's
+  # cap refuses does not use up the epoch's or the run's, and where one of
+  # those is used up, every later row is refused.
+  placed = wanted & (_earlier_in_slot(wanted, rules) < room)
+  most = jnp.minimum(left, rules.max_adaptations_per_epoch)
+  taken = placed & (_earlier(placed) < most)
+  full = wanted & (_earlier_in_slot(taken, rules) >= room)
+  over = wanted & ~full
+  crowded = _earlier(taken) >= rules.max_adaptations_per_epoch
+  refused |= bit(full, Reason.SLOT_FULL)
+  refused |= bit(over & (_earlier(taken) >= left), Reason.GROWTHS_SPENT)
+  refused |= bit(over & crowded, Reason.EPOCH_FULL)
 
   done = refused == 0
   sown &= done
@@ -342,7 +346,12 @@ def _due(epoch: Any, rules: Rules) -> jax.Array:
   return jnp.asarray(epoch, jnp.int32) + rules.lead_epochs
 
 
-def _before(values: jax.Array, rules: Rules) -> jax.Array:
-  """int32 [rows]: sum over the earlier lanes of each row's slot."""
-  lanes = values.reshape(-1, rules.seeds_per_slot).astype(jnp.int32)
-  return (jnp.cumsum(lanes, axis=1, dtype=jnp.int32) - lanes).reshape(-1)
+def _earlier(values: jax.Array) -> jax.Array:
+  """int32, as values: the count of True before each along the last axis."""
+  counts = values.astype(jnp.int32)
+  return jnp.cumsum(counts, axis=-1, dtype=jnp.int32) - counts
+
+
+def _earlier_in_slot(values: jax.Array, rules: Rules) -> jax.Array:
+  """int32 [rows]: the count of True in the earlier lanes of the row's slot."""
+  return _earlier(values.reshape(-1, rules.seeds_per_slot)).reshape(-1)

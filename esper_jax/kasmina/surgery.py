@@ -287,7 +287,7 @@ def check_consumed(
 
 def _trace(forward: Callable[[], Any]) -> SlotTrace:
   with observe_slots() as trace:
-    jax.eval_shape(forward)
+    jax.eval_shape(lambda: forward())  # a function seen before is not traced
   return trace
 
 

@@ -1,100 +1,168 @@
 """What a run shows on the terminal: a line per part, per epoch, per event."""
 
 import sys
-import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from esper_jax.nissa.table import result_table
+from esper_jax.tolaria.display import TrainingMetrics
+
 QUIET, NORMAL, VERBOSE = 0, 1, 2
+LONG_RUN = 3600.0  # seconds; on a CPU a longer run deserves a hint
 _CLEAR = "\r\x1b[K"
-# Events that everyone sees; --verbose shows the others too.
-_SHOWN = (
-  "resumed",
-  "decision",
-  "germinated",
-  "stage_changed",
-  "fossilized",
-  "culled",
-  "embargo_ended",
-  "fault",
-  "rolled_back",
-  "quarantined",
-  "interrupted",
+# Events that everyone sees; VERBOSE shows the others too.
+_SHOWN = frozenset(
+  (
+    "resumed",
+    "decision",
+    "germinated",
+    "stage_changed",
+    "fossilized",
+    "culled",
+    "fault",
+    "rolled_back",
+    "quarantined",
+    "interrupted",
+  )
 )
-_STAMP = ("v", "id", "seq", "time", "epoch", "step", "type", "slot")
+_STAMP = ("v", "id", "seq", "time", "epoch", "step", "type", "slot", "reason")
 
 
 class Console:
-  """Writes plain lines; on a terminal also one live line of progress."""
+  """A `tolaria.display.Display`: plain lines, and on a terminal a live one."""
 
-  def __init__(self, verbosity: int = NORMAL, stream: TextIO | None = None):
+  def __init__(
+    self,
+    verbosity: int = NORMAL,
+    *,
+    stream: TextIO | None = None,
+    hint: str = "",
+  ):
     """Makes a console.
 
     Args:
-      verbosity: 0 nothing, 1 the course of the run, 2 every event.
+      verbosity: QUIET shows nothing, NORMAL the course of the run, VERBOSE
+        every event.
       stream: where to; standard output when None.
+      hint: shown once where the run will take long.
     """
     self._verbosity = verbosity
     self._stream = stream or sys.stdout
     self._live = verbosity > QUIET and self._stream.isatty()
-    self._shown = False  # whether a live line stands on the screen
-
-  def line(self, text: str) -> None:
-    """One line, above the live one."""
-    if self._verbosity > QUIET:
-      prefix = _CLEAR if self._shown else ""
-      self._shown = False
-      print(f"{prefix}{text}", file=self._stream, flush=True)
+    self._on_screen = False  # whether a live line stands there
+    self._hint = hint
+    self._epochs = self._steps_per_epoch = self._done = 0
 
   def part(self, name: str, text: str) -> None:
-    """One start line of one part of the system."""
-    self.line(f"{name:<9}{text}")
+    """One line: "kasmina  resnet8, 19,538 parameters, ..."."""
+    self._line(f"{name:<9}{text}")
 
-  def progress(self, text: str) -> None:
-    """Replaces the live line; nothing where the output is not a terminal."""
+  def begin(self, *, epoch: int, epochs: int, steps_per_epoch: int) -> None:
+    """Notes how long the run is."""
+    self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
+    self._done = epoch * steps_per_epoch
+
+  def pace(self, step: int, seconds_per_step: float) -> None:
+    """Says how long an epoch takes and when the run will end."""
+    left = self._epochs * self._steps_per_epoch - step
+    remaining = left * seconds_per_step
+    self._line(
+      f"pace     {self._steps_per_epoch * seconds_per_step:.3g} s an epoch,"
+      f" about {duration(remaining)} to go (before growth)"
+    )
+    if remaining > LONG_RUN and self._hint:
+      self._line(f"hint     {self._hint}")
+
+  def steps(self, step: int, loss: float, images_per_second: float) -> None:
+    """Shows where the epoch stands, on a terminal."""
     if self._live:
+      done = step % self._steps_per_epoch or self._steps_per_epoch
+      width = 24
+      bar = "#" * (width * done // self._steps_per_epoch)
+      epoch = -(-step // self._steps_per_epoch)
+      text = (
+        f"epoch {epoch:>3}/{self._epochs} [{bar:<{width}}] loss {loss:.4f}"
+        f"  {images_per_second:,.0f} images/s"
+      )
       print(f"{_CLEAR}{text}", end="", file=self._stream, flush=True)
-      self._shown = True
+      self._on_screen = True
+
+  def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
+    """One line with the epoch's figures and the slots that are not dormant."""
+    m = metrics
+    alive = [
+      f"{name} {row['stage'].lower()}"
+      + (f" {row['alpha']:.2f}" if row["stage"] == "BLENDING" else "")
+      for name, row in slots.items()
+      if row["stage"] != "DORMANT"
+    ]
+    self._line(
+      f"epoch {m.epoch:>3}/{self._epochs}"
+      f"  train loss {m.train_loss:.4f} acc {m.train_accuracy:.4f}"
+      f"  val loss {m.val_loss:.4f} acc {m.val_accuracy:.4f}"
+      f"  {m.seconds:.1f} s" + (f"  [{', '.join(alive)}]" if alive else "")
+    )
 
   def event(self, event: dict[str, Any]) -> None:
-    """Shows an event of the bus."""
-    kind = event["type"]
-    if kind not in _SHOWN and self._verbosity < VERBOSE:
-      return
-    if kind == "stage_changed" and self._verbosity < VERBOSE:
-      text = f"{event['was'].lower()} -> {event['now'].lower()}"
-    else:
-      text = f"{kind.replace('_', ' ')}{_details(event)}"
-    where = event.get("slot", "")
-    self.line(f"  epoch {event['epoch']:>3}  {where:<10} {text}")
+    """One line, indented under the epochs."""
+    if event["type"] in _SHOWN or self._verbosity >= VERBOSE:
+      self._line(f"    {describe(event)}")
+
+  def finish(self, result: dict[str, Any], workdir: Path) -> None:
+    """The figures of the run and where its files are."""
+    self._line("")
+    self._line(result_table({"run": result}))
+    self._line("")
+    status = result["status"]
+    reason = f": {result['reason']}" if result["reason"] else ""
+    self._line(f"{status}{reason}")
+    for name in ("result.json", "events.jsonl", "metrics.jsonl", "checkpoints"):
+      self._line(f"  {workdir / name}")
+    if status == "interrupted":
+      self._line("the same command resumes the run")
 
   def close(self) -> None:
     """Leaves the cursor on a fresh line."""
-    if self._shown:
+    if self._on_screen:
       print(_CLEAR, end="", file=self._stream, flush=True)
-      self._shown = False
+      self._on_screen = False
+
+  def _line(self, text: str) -> None:
+    if self._verbosity > QUIET:
+      self.close()
+      print(text, file=self._stream, flush=True)
 
 
-def _details(event: dict[str, Any]) -> str:
-  parts = []
-  for key, value in event.items():
-    if key in _STAMP or value is None or value == "":
-      continue
-    if key == "reason":
-      continue
-    shown = f"{value:.3g}" if isinstance(value, float) else str(value).lower()
-    parts.append(f"{key.replace('_', ' ')} {shown}")
-  text = f" ({', '.join(parts)})" if parts else ""
-  reason = event.get("reason")
-  return f"{text}: {reason}" if reason else text
+def describe(event: dict[str, Any]) -> str:
+  """An event as a line: what, where, its figures, why."""
+  if event["type"] == "stage_changed":
+    what = f"{event['was'].lower()} -> {event['now'].lower()}"
+    figures: dict[str, Any] = {}
+  else:
+    what = event["type"].replace("_", " ")
+    figures = {
+      key: value
+      for key, value in event.items()
+      if key not in _STAMP and value not in (None, "")
+    }
+  details = ", ".join(
+    f"{key.replace('_', ' ')} {_show(value)}" for key, value in figures.items()
+  )
+  where = f"{event['slot']}: " if "slot" in event else ""
+  reason = f" -- {event['reason']}" if event.get("reason") else ""
+  return f"{where}{what}" + (f" ({details})" if details else "") + reason
 
 
 def duration(seconds: float) -> str:
   """Seconds as people say them: 42 s, 3 min 5 s, 2 h 10 min."""
-  seconds = round(seconds)
-  if seconds < 60:
-    return f"{seconds} s"
-  minutes, rest = divmod(seconds, 60)
+  whole = round(seconds)
+  if whole < 60:
+    return f"{whole} s"
+  minutes, rest = divmod(whole, 60)
   if minutes < 60:
     return f"{minutes} min {rest} s"
   return f"{minutes // 60} h {minutes % 60} min"
+
+
+def _show(value: Any) -> str:
+  return f"{value:.3g}" if isinstance(value, float) else str(value)

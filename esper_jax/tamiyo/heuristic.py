@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo.observation import Observation, improvement
@@ -124,15 +125,15 @@ def _place(words: Words) -> str:
   kind = int(words.decisions.blueprint[row])
   score = float(o.scores[row, kind])
   grown = words.decisions.action == int(Action.GERMINATE)
+  elsewhere = np.asarray([name != words.slots[row] for name in words.slots])
+  rival = np.asarray(elsewhere & ~grown & o.scores_known).reshape(-1, 1)
   legal = o.legal[:, int(Action.GERMINATE), :]
-  rival = jnp.asarray([name != words.slots[row] for name in words.slots])
-  rival = rival & ~grown & o.scores_known
-  others = jnp.where(legal & rival.reshape(-1, 1), o.scores, 0.0)
-  others = jnp.where(jnp.isfinite(others), others, 0.0)
+  others = np.where(legal & rival & np.isfinite(o.scores), o.scores, 0.0)
   best = float(others.max())
+  above = (o.scores[grown, words.decisions.blueprint[grown]] > score).any()
   text = (
-    f"{words.slots[row]} has the highest germination score {score:.1e} per"
-    f" parameter with {words.blueprints[kind]}"
+    f"{words.slots[row]} has the {'next ' * bool(above)}highest germination"
+    f" score {score:.1e} per parameter with {words.blueprints[kind]}"
   )
   if best <= 0:
     return f"{text}; no other slot has a legal one above zero"

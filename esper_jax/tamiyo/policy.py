@@ -147,12 +147,12 @@ def from_rule(name: str, rule: Rule, settings: Settings) -> Policy:
     sets = jax.vmap(with_first)(jnp.arange(flat.size))
     none = assemble(future, wanted.scores, wanted.shares, jnp.int32(0))
     sets = jax.tree.map(lambda s, n: jnp.concatenate([s, n[None]]), sets, none)
-    shares = wanted.shares.ravel()
-    grown = wanted.chance * shares
-    weights = jnp.concatenate([grown, 1.0 - grown.sum(keepdims=True)])
+    grown = wanted.chance * wanted.shares.ravel()
+    weights = jnp.append(grown, 1.0 - wanted.chance)
     return _likeliest(sets, weights, k)
 
   def explain(decisions, observation, slot_names, blueprint_names):
+    decisions, observation = jax.device_get((decisions, observation))
     rows = decisions.action.shape[0]
     slots = [slot_names[r * len(slot_names) // rows] for r in range(rows)]
     out = []
@@ -202,7 +202,7 @@ def _likeliest(
 
   equal = same(sets.action) & same(sets.blueprint)
   first = equal.argmax(axis=1)
-  weights = jnp.zeros_like(weights).at[first].add(jnp.maximum(weights, 0.0))
+  weights = jnp.zeros_like(weights).at[first].add(weights)
   top, index = jax.lax.top_k(weights, min(k, weights.size))
   return [
     (jax.tree.map(lambda field, i=i: field[index[i]], sets), top[i])

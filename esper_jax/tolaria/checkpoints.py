@@ -21,7 +21,7 @@ import os
 import pathlib
 import re
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
@@ -135,7 +135,7 @@ def save(
     RunFailedError: it cannot be written; what was there before is whole.
   """
   payload = _pack(step, arrays, meta, kind=kind, metric=metric)
-  return _write(folder, payload, keep_last=keep_last, keep_best=keep_best)
+  return _write(folder, payload, keep_last, keep_best)
 
 
 class Writer:
@@ -149,7 +149,7 @@ class Writer:
   ):
     """Prepares a writer; see `save` for the arguments."""
     self.folder = pathlib.Path(folder)
-    self._keep = {"keep_last": keep_last, "keep_best": keep_best}
+    self._keep = (keep_last, keep_best)
     self._pool = ThreadPoolExecutor(1, "checkpoint")
     self._pending: Future[Checkpoint] | None = None
 
@@ -161,16 +161,21 @@ class Writer:
     *,
     kind: str = SCHEDULED,
     metric: float | None = None,
+    before: Callable[[], object] = lambda: None,
   ) -> None:
     """Starts a save when the one before is done; see the function `save`.
 
-    The arrays and meta are copied before this returns.
+    The arrays and meta are copied before this returns. `before` is called in
+    the thread first: there, sync the logs whose offsets meta holds.
     """
     self.wait()
     payload = _pack(step, arrays, meta, kind=kind, metric=metric)
-    self._pending = self._pool.submit(
-      _write, self.folder, payload, **self._keep
-    )
+
+    def work() -> Checkpoint:
+      before()
+      return _write(self.folder, payload, *self._keep)
+
+    self._pending = self._pool.submit(work)
 
   def wait(self) -> Checkpoint | None:
     """Waits until the disk holds the save under way; None where none is."""
@@ -293,11 +298,7 @@ def _pack(
 
 
 def _write(
-  folder: os.PathLike | str,
-  payload: _Payload,
-  *,
-  keep_last: int,
-  keep_best: int,
+  folder: os.PathLike | str, payload: _Payload, keep_last: int, keep_best: int
 ) -> Checkpoint:
   folder = pathlib.Path(folder).absolute()
   try:

@@ -57,7 +57,9 @@ class Programs:
     self.forge.add("chunk", steps.make_chunk(train), donate=(0, 1))
     self.forge.add("evaluate", steps.make_evaluate(parts.host, preprocess))
     self.forge.add(
-      "probe", steps.make_probe(parts.host, preprocess, parts.growth.slots)
+      "probe",
+      steps.make_probe(parts.host, preprocess, parts.growth.slots),
+      rare=True,
     )
     self._images = jax.device_put(parts.data.train_images)
     self._labels = jax.device_put(parts.data.train_labels)
@@ -139,7 +141,7 @@ class Programs:
     """The germination score of a blueprint at a slot."""
     spec = self._parts.growth.slots[path]
     name = f"score:{blueprint}:{spec.form}"
-    self.forge.add(name, _score_function(blueprint, spec))
+    self.forge.add(name, _score_function(blueprint, spec), rare=True)
     key = jax.random.fold_in(jax.random.key(self._seed), run.epoch)
     program = self.forge.program(name, key, *signal)
     run.ledger = run.ledger.charge("probe", int(program.flops))

@@ -205,7 +205,8 @@ def make_probe(
   (params, collections, seeds, images [batch, ...], labels [batch]) ->
   {path: (activation, cotangent)}, both [batch, *shape], float32; the
   cotangent is that of the mean cross-entropy. Batch statistics are those of
-  the batch and are not updated; nothing is augmented, nothing dropped.
+  the batch and are not updated; nothing is augmented; a host with dropout
+  drops the same units each time.
   """
 
   def probe(params, collections, seeds, images, labels):
@@ -218,7 +219,7 @@ def make_probe(
     def loss_fn(offsets):
       with observe_slots(offsets) as trace:
         logits, _, _ = host.apply(
-          params, collections, seeds, x, train=True, key=None
+          params, collections, seeds, x, train=True, key=jax.random.key(0)
         )
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
       outputs = {p: v.astype(jnp.float32) for p, v in trace.outputs.items()}
@@ -238,4 +239,6 @@ def mean_square(tree: PyTree) -> jax.Array:
 
 
 def _descend(params: PyTree, direction: PyTree, rate: jax.Array) -> PyTree:
-  return jax.tree.map(lambda p, d: p - rate.astype(p.dtype) * d, params, direction)
+  return jax.tree.map(
+    lambda p, d: p - rate.astype(p.dtype) * d, params, direction
+  )

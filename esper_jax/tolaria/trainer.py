@@ -30,11 +30,14 @@ from esper_jax.tolaria import (
 from esper_jax.tolaria.display import Display, Silent, TrainingMetrics
 from esper_jax.tolaria.growth import Growth
 from esper_jax.tolaria.programs import Programs
+from esper_jax.tolaria.run import Run
 from esper_jax.tolaria.state import count_parameters
 from esper_jax.tolaria.steps import empty_sums
 from esper_jax.tolaria.stopping import Stopping
 from esper_jax.tolaria.store import Store, environment
 from esper_jax.types import RunFailedError, Stage
+
+PACE_STEPS = 20  # steps after which the display is told how fast they were
 
 Callback = Callable[["Trainer", TrainingMetrics], None]
 
@@ -96,6 +99,8 @@ class Trainer:
     self.callbacks = list(callbacks)
     self._display: Display = display or Silent()
     self._stopping = Stopping()
+    self._pace_from: tuple[int, float] | None = None
+    self._paced = 0
     self._hooks: tuple[Callable[[_Boundary], None], ...] = (
       self._govern,
       self._measure,
@@ -170,6 +175,7 @@ class Trainer:
       count = chunk if end - before >= chunk else 1
       rows = [next(self._batches) for _ in range(count)]
       self._programs.train(run, np.stack(rows))
+      self._pace(run)
       if run.next_batch // log_every != before // log_every:
         self._log_steps(time.monotonic() - started, run.next_batch - first)
       if self._stopping.requested and run.next_batch < end:
@@ -463,6 +469,18 @@ class Trainer:
     )
     self._display.steps(run.next_batch, loss, rate)
     self._judge(loss=loss)
+
+  def _pace(self, run: Run) -> None:
+    """Reports, once, how fast the first PACE_STEPS steps were."""
+    if self._pace_from is None:
+      jax.block_until_ready(run.state.step)
+      self._pace_from = (run.next_batch, time.monotonic())
+    elif run.next_batch - self._pace_from[0] >= PACE_STEPS > self._paced:
+      jax.block_until_ready(run.state.step)
+      steps = run.next_batch - self._pace_from[0]
+      seconds = time.monotonic() - self._pace_from[1]
+      self._paced = steps
+      self._display.pace(run.next_batch, seconds / steps)
 
   def _publish(self, event: str, **fields: Any) -> None:
     self.bus.publish(

@@ -15,7 +15,7 @@ NAMES = ["slot1", "slot2", "slot3"], ["conv", "depthwise"]
 
 
 def _decide(policy, o):
-  return policy.decide((), o, jax.random.key(0))[1]
+  return jax.jit(policy.decide)((), o, jax.random.key(0))[1]
 
 
 def _grown(policy, o):
@@ -96,8 +96,8 @@ def test_scores_are_wanted_only_where_they_would_be_used(observe):
 def test_lookahead_wants_scores_before_the_plateau(observe):
   # The fall over two epochs is 1.5 % now and 0.8 % or so at the next boundary.
   loss = np.array([1, 1, 1, 1, 1, 1, 0.989, 0.985])
-  o = observe(val_loss=loss)
-  assert _grown(make("heuristic"), o.replace(**{})) == []
+  o = observe(val_loss=loss, scores=CLEAR["scores"])
+  assert _grown(make("heuristic"), o) == []
   assert not make("heuristic").wants_scores((), o)
   assert make("heuristic", lookahead=True).wants_scores((), o)
 
@@ -128,3 +128,12 @@ def test_the_sentence_without_a_runner_up(observe):
     " the highest germination score 2.0e-03 per parameter with conv; no other"
     " slot has a legal one above zero"
   )
+
+
+def test_the_second_of_two_is_called_the_next_highest(observe):
+  policy = make("heuristic", sequential=False)
+  o = observe(**CLEAR)
+  first, second = policy.explain(_decide(policy, o), o, *NAMES)
+  assert "slot2 has the highest germination score 3.2e-04" in first.reason
+  assert "slot3 has the next highest germination score" in second.reason
+  assert "8.0 times the runner-up's (slot1 with depthwise)" in second.reason

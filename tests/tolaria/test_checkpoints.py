@@ -290,6 +290,22 @@ def test_a_writer_copies_before_it_returns(tmp_path):
   assert loaded.arrays["params/kernel"][0, 0] == 4
 
 
+def test_a_writer_syncs_the_logs_before_the_checkpoint_counts(tmp_path):
+  seen = []
+  writer = checkpoints.Writer(tmp_path)
+  writer.save(1, make_arrays(), {}, before=lambda: seen.append(steps(tmp_path)))
+  writer.wait()
+  assert (seen, steps(tmp_path)) == ([[]], [1])
+
+  def fail():
+    raise RunFailedError("cannot write metrics.jsonl")
+
+  writer.save(2, make_arrays(), {}, before=fail)
+  with pytest.raises(RunFailedError, match="^cannot write metrics.jsonl$"):
+    writer.close()
+  assert steps(tmp_path) == [1]
+
+
 def test_a_writer_s_failure_surfaces_at_the_next_call(tmp_path):
   (tmp_path / "file").write_text("")
   writer = checkpoints.Writer(tmp_path / "file" / "checkpoints")

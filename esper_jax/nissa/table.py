@@ -1,0 +1,90 @@
+"""Results as a table: one column per run, one row per figure."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_MISSING = "-"
+
+
+def result_table(results: Mapping[str, Mapping[str, Any]]) -> str:
+  """Builds the table at the end of a run.
+
+  Args:
+    results: heading -> what result.json holds.
+  """
+  rows = [("", *results)]
+  for label, cell in _FIGURES:
+    rows.append((label, *(cell(result) for result in results.values())))
+  rows += _slot_rows(results)
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  lines = [
+    "  ".join(
+      [row[0].ljust(widths[0])]
+      + [c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True)]
+    ).rstrip()
+    for row in rows
+  ]
+  lines.insert(1, "-" * len(max(lines, key=len)))
+  return "\n".join(lines)
+
+
+def percent(value: float | None) -> str:
+  """An accuracy of 0 to 1 in per cent."""
+  return _MISSING if value is None else f"{100 * value:.2f} %"
+
+
+def engineering(value: float | None) -> str:
+  """A large count with a unit: 12.3 M."""
+  if value is None:
+    return _MISSING
+  for factor, unit in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+    if value >= factor:
+      return f"{value / factor:.3g} {unit}"
+  return f"{value:,.0f}"
+
+
+def _slot_rows(
+  results: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, ...]]:
+  names = dict.fromkeys(n for r in results.values() for n in r["slots"])
+  rows = []
+  for name in names:
+    cells = [_slot_cell(result, name) for result in results.values()]
+    rows.append((name, *cells))
+  return rows
+
+
+def _slot_cell(result: Mapping[str, Any], name: str) -> str:
+  row = result["slots"].get(name)
+  if row is None:
+    return _MISSING
+  grown = [s["key"] for s in result["seeds"] if s["slot"] == name]
+  stage = row["stage"].lower()
+  text = f"{', '.join(grown)} {stage}" if grown else stage
+  if row["contribution"] is not None:
+    text += f" ({row['contribution']:+.4f} nats)"
+  return text
+
+
+_FIGURES = (
+  (
+    "validation accuracy before growth",
+    lambda r: percent(r["val_accuracy_before_growth"]),
+  ),
+  ("validation accuracy at the end", lambda r: percent(r["val_accuracy"])),
+  ("test accuracy (read once)", lambda r: percent(r["test_accuracy"])),
+  ("parameters at the start", lambda r: f"{r['params_initial']:,}"),
+  ("parameters at the end", lambda r: f"{r['params_final']:,}"),
+  ("training FLOPs", lambda r: engineering(r["train_flops"])),
+  ("all FLOPs", lambda r: engineering(r["total_flops"])),
+  (
+    "ablations and probes / training",
+    lambda r: percent(r["measurement_share"]),
+  ),
+  ("seconds", lambda r: f"{r['wall_seconds']:.1f}"),
+  ("  of them compiling", lambda r: f"{r['compile_seconds']:.1f}"),
+  (
+    "germinated / fossilized / culled",
+    lambda r: f"{r['germinated']} / {r['fossilized']} / {r['culled']}",
+  ),
+)
