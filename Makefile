@@ -1,6 +1,7 @@
 # Needs make, pip and any Python from 3.11 on; everything else goes into .venv.
 BIN := .venv/bin
-PYTEST_ARGS ?=
+# Two processes; each takes whole files, so that a file compiles once.
+PYTEST_ARGS ?= -n 2 --dist loadfile
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 # Here every line and branch must run in a test; elsewhere 95 % of them.
 CORE := main.py,esper_jax/config.py,esper_jax/knobs.py,esper_jax/tolaria/*
@@ -14,9 +15,8 @@ help:  ## show this
 	  $(MAKEFILE_LIST)
 
 demo: install-run  ## grow a network on handwritten digits, beside a control
-	$(BIN)/python main.py --config=configs/digits.py \
-	  --workdir=$(DEMO)/never --config.tamiyo.policy=never
-	$(BIN)/python main.py --config=configs/digits.py --workdir=$(DEMO)/grown
+	$(BIN)/python main.py --config=configs/digits.py --control \
+	  --workdir=$(DEMO)
 
 test: lint  ## lint, type check and the quick tests, with coverage
 	$(BIN)/python -m pytest --cov --cov-report= $(PYTEST_ARGS)

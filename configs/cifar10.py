@@ -4,7 +4,7 @@ Command: python main.py --config=configs/cifar10.py
 
 Profiles:
   :gpu    (default) ResNet-18, 100 epochs, one GPU
-  :cpu    ResNet-8, 15 epochs on 10,000 training images, 2 CPU cores
+  :cpu    ResNet-8 of width 8, 20 epochs on 20,000 images, 2 CPU cores
   :smoke  two training steps of ResNet-8, 2 CPU cores: does it all run?
 """
 
@@ -32,10 +32,15 @@ def get_config(profile: str = "gpu") -> ConfigDict:
   config.train.precision = "auto"
   if profile in ("cpu", "smoke"):
     config.host.name = "resnet8"
-    config.data.train_limit = 10_000
-    config.train.epochs = 15
+    config.host.width = 8
+    config.data.train_limit = 20_000
+    config.train.epochs = 20
     config.train.precision = "float32"
     config.kasmina.blend_epochs = 2
+    config.kasmina.blueprints = ("conv3x3", "bottleneck", "squeeze_excite")
+    config.tamiyo.plateau_delta = 0.1
+    config.tamiyo.warmup_epochs = 3
+    config.tamiyo.max_growths = 4
   if profile == "smoke":
     base.shrink_to_smoke(config)
   return config

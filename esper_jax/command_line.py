@@ -80,6 +80,7 @@ class Options:
     config: validated and locked.
     workdir: the run directory.
     dry_run: show the slots instead of training.
+    control: train a never-grown control as well.
     verbosity: 0 quiet, 1 normal, 2 verbose.
   """
 
@@ -87,6 +88,7 @@ class Options:
   config: ConfigDict
   workdir: str
   dry_run: bool
+  control: bool
   verbosity: int
 
 
@@ -107,6 +109,7 @@ def _define_flags() -> flags.FlagValues:
   )
   for name, text in (
     ("dry_run", "check the config, show the host's slots, train nothing"),
+    ("control", "then train the same run without growth, and compare"),
     ("verbose", "print more: every decision and checkpoint"),
     ("quiet", "print errors only"),
     ("help", "print this"),
@@ -125,7 +128,15 @@ def help_text(configs: Path) -> str:
   """
   values = _define_flags()
   listed = []
-  for name in ("config", "workdir", "dry_run", "verbose", "quiet", "help"):
+  for name in (
+    "config",
+    "workdir",
+    "dry_run",
+    "control",
+    "verbose",
+    "quiet",
+    "help",
+  ):
     form = f"--{name}" if values[name].boolean else f"--{name}=..."
     listed.append(f"  {form}\n      {values[name].help}")
   files = []
@@ -179,6 +190,7 @@ def parse(argv: list[str]) -> Options | None:
     config=config,
     workdir=values.workdir or os.path.join("runs", name),
     dry_run=values.dry_run,
+    control=values.control,
     verbosity=0 if values.quiet else 2 if values.verbose else 1,
   )
 
@@ -266,11 +278,28 @@ def _train(options: Options) -> None:
   import jax  # here, not above: seconds
 
   from esper_jax.nissa.console import Console
+  from esper_jax.nissa.table import result_table
   from esper_jax.tolaria.trainer import Trainer
 
   hint = slow_hint(options.source, jax.default_backend())
   display = Console(options.verbosity, hint=hint)
-  Trainer(options.config, options.workdir, display=display).train()
+  grown = Trainer(options.config, options.workdir, display=display).train()
+  if not options.control or grown["status"] != "completed":
+    return
+  # Same seed, data order, schedule, epochs and batch; only Tamiyo differs.
+  config = never_grown(options.config)
+  workdir = f"{os.path.normpath(options.workdir)}-control"
+  control = Trainer(config, workdir, display=display).train()
+  if options.verbosity and control["status"] == "completed":
+    print(f"\n{result_table({'grown': grown, 'never grown': control})}")
+
+
+def never_grown(config: ConfigDict) -> ConfigDict:
+  """The same run with a policy that never grows."""
+  control = config.copy_and_resolve_references()
+  with control.unlocked():
+    control.tamiyo.policy = "never"
+  return control.lock()
 
 
 def slow_hint(source: str, backend: str) -> str:
