@@ -4,7 +4,7 @@ Command: python main.py --config=configs/cifar10.py
 
 Profiles:
   :gpu    (default) ResNet-18, 100 epochs, one GPU
-  :cpu    ResNet-8 of width 8, 20 epochs on 20,000 images, 2 CPU cores
+  :cpu    ResNet-8 of width 8, 16 epochs on 10,000 images, 2 CPU cores
   :smoke  two training steps of ResNet-8, 2 CPU cores: does it all run?
 """
 
@@ -22,24 +22,25 @@ def get_config(profile: str = "gpu") -> ConfigDict:
   config.data.batch_size = 128
   config.data.augment = ("crop", "flip")
   config.host.name = "resnet18"
-  config.optimizer.name = "sgd"
-  config.optimizer.learning_rate = 0.1
+  config.optimizer.name = "adamw"
+  config.optimizer.learning_rate = 2e-3
   config.optimizer.schedule = "wsd"  # a late seed still meets a high rate
   config.optimizer.decay_fraction = 0.3
   config.optimizer.warmup_epochs = 1.0
-  config.optimizer.weight_decay = 5e-4
+  config.optimizer.weight_decay = 0.05
   config.train.epochs = 100
   config.train.precision = "auto"
   if profile in ("cpu", "smoke"):
     config.host.name = "resnet8"
     config.host.width = 8
-    config.data.train_limit = 20_000
-    config.train.epochs = 20
+    config.data.train_limit = 10_000
+    config.train.epochs = 16
+    config.optimizer.learning_rate = 4e-3
     config.train.precision = "float32"
     config.kasmina.blend_epochs = 2
-    config.kasmina.blueprints = ("conv3x3", "bottleneck", "squeeze_excite")
-    config.tamiyo.plateau_delta = 0.1
-    config.tamiyo.warmup_epochs = 3
+    config.kasmina.blueprints = ("conv3x3",)
+    config.tamiyo.plateau_delta = 0.15
+    config.tamiyo.warmup_epochs = 2
     config.tamiyo.max_growths = 4
   if profile == "smoke":
     base.shrink_to_smoke(config)

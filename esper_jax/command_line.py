@@ -274,14 +274,28 @@ def run(argv: list[str], *, configs: Path) -> int:
     return FAILED
 
 
-def _train(options: Options) -> None:
+def _backend() -> str:
+  """The kind of device that JAX will use: "cpu", "gpu", ..."""
   import jax  # here, not above: seconds
 
+  try:
+    return jax.default_backend()
+  except Exception as error:  # JAX raises several kinds, one without words
+    reason = (str(error).splitlines() or ["it cannot be used"])[0]
+    raise InputError(
+      "JAX finds no device where JAX_PLATFORMS="
+      f"{os.environ.get('JAX_PLATFORMS', '')}: {reason}; set it to cpu, or"
+      " unset it"
+    ) from error
+
+
+def _train(options: Options) -> None:
+  backend = _backend()
   from esper_jax.nissa.console import Console
   from esper_jax.nissa.table import result_table
   from esper_jax.tolaria.trainer import Trainer
 
-  hint = slow_hint(options.source, jax.default_backend())
+  hint = slow_hint(options.source, backend)
   display = Console(options.verbosity, hint=hint)
   grown = Trainer(options.config, options.workdir, display=display).train()
   if not options.control or grown["status"] != "completed":
@@ -317,6 +331,7 @@ def slow_hint(source: str, backend: str) -> str:
 
 
 def _show_slots(config: ConfigDict) -> None:
+  _backend()
   from esper_jax.tolaria.assembly import slot_table  # imports JAX
 
   print(format_slots(slot_table(config)))

@@ -210,6 +210,13 @@ def _check_together(flat: Mapping[str, Any]) -> None:
   require(
     not path or os.path.isfile(path), "tamiyo.policy_path", "no such file"
   )
+  policy = flat["tamiyo.policy"]
+  require(
+    not path or policy not in KNOBS["tamiyo.policy"].choices,
+    "tamiyo.policy_path",
+    f"the policy {policy} reads no file; leave it empty, or choose a policy of"
+    " --config.urza.modules",
+  )
 
 
 def config_hash(config: Mapping[str, Any] | ConfigDict) -> str:
@@ -323,7 +330,7 @@ def _explained(path: str) -> Iterator[None]:
     yield
   except InputError as error:
     raise InputError(f"--config={path}: {error}") from error
-  except Exception as error:
+  except (Exception, SystemExit) as error:
     frames = traceback.extract_tb(error.__traceback__)
     lines = [frame.lineno for frame in frames if frame.filename == path]
     if isinstance(error, SyntaxError):

@@ -34,6 +34,7 @@ def test_defaults():
   options = parse(DIGITS)
   assert options.workdir == os.path.join("runs", "digits")
   assert not options.dry_run
+  assert not options.control
   assert options.verbosity == 1
   assert options.config.data.name == "digits"
   assert options.config.is_locked
@@ -190,9 +191,10 @@ def test_help_lists_everything(monkeypatch, capsys):
   assert main.main(["main.py", "--help"]) == 0
   text = capsys.readouterr().out
   assert all(len(line) <= 80 for line in text.splitlines())
-  for flag in ("config", "workdir", "dry_run", "verbose", "quiet", "help"):
+  switches = ("dry_run", "control", "verbose", "quiet", "help")
+  for flag in ("config", "workdir", *switches):
     assert f"\n  --{flag}" in text
-  assert text.count("(default: ") == 5
+  assert text.count("(default: ") == 1 + len(switches)
   assert "(required)" in text
   for name in ("digits", "cifar10", "cifar100"):
     assert f"\n  configs/{name}.py\n" in text
@@ -252,13 +254,35 @@ def test_slow_run_on_a_cpu_is_pointed_to_its_profile(tmp_path):
   assert command_line.slow_hint(str(own), "cpu") == ""
 
 
-def test_training_exits_with_0(tmp_path, monkeypatch, capsys):
+def test_training_beside_a_control_and_again(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  assert main.main(["main.py", f"{DIGITS}:smoke"]) == 0
-  result = json.loads((tmp_path / "runs/digits-smoke/result.json").read_text())
-  assert result["status"] == "completed"
-  assert result["steps"] == 2
-  assert "runs/digits-smoke" in capsys.readouterr().out
+  arguments = ["main.py", f"{DIGITS}:smoke"]
+  assert main.main([*arguments, "--control"]) == 0
+  out = capsys.readouterr().out
+  assert "runs/digits-smoke" in out
+  assert "grown" in out
+  assert "never grown" in out
+  results = [
+    json.loads((tmp_path / f"runs/{name}/result.json").read_text())
+    for name in ("digits-smoke", "digits-smoke-control")
+  ]
+  for result in results:
+    assert result["status"] == "completed"
+    assert result["steps"] == 2
+  assert results[0]["config_hash"] != results[1]["config_hash"]
+  # The same command again shows the result and trains nothing.
+  assert main.main(arguments) == 0
+  assert "never grown" not in capsys.readouterr().out
+  assert main.main([*arguments, "--control", "--quiet"]) == 0
+  assert capsys.readouterr().out == ""
+
+
+def test_control_differs_in_its_policy_alone():
+  config = parse(DIGITS).config
+  control = command_line.never_grown(config)
+  assert config_lib.differences(config, control) == {
+    "tamiyo.policy": ("heuristic", "never")
+  }
 
 
 def test_failed_run_exits_with_1(tmp_path, capsys):

@@ -48,7 +48,8 @@ def from_linen(module: nn.Module) -> Host:
       variables["seeds"] = dict(seeds)
     rngs = None if key is None else {"dropout": key}
     if not train:
-      return module.apply(variables, x, train=False), dict(collections), seeds
+      logits = module.apply(variables, x, train=False)
+      return logits, dict(collections), dict(seeds)
     logits, updated = module.apply(
       variables, x, train=True, rngs=rngs, mutable=[*collections, "seeds"]
     )

@@ -7,6 +7,7 @@ compiled program serves a seed's whole life.
 
 import contextlib
 import contextvars
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from esper_jax.kasmina import blueprints
-from esper_jax.types import Path, PyTree, SlotSpec
+from esper_jax.types import InputError, Path, PyTree, SlotSpec
 
 BLEND_MODES = ("add", "multiply", "gate")
 _KINDS = {2: "features", 3: "tokens", 4: "nhwc"}
@@ -183,18 +184,23 @@ def apply_seeds(
   new = dict(seeds)
   for depth in sorted({seed.depth for seed in seeds.values()}):
     outputs = {}
-    for n, (name, seed) in enumerate(sorted(seeds.items())):
+    for name, seed in sorted(seeds.items()):
       if seed.depth != depth:
         continue
       live = (seed.alpha != 0) & (seed.isolation == 0)
       x, own = fork(x, live)
-      own_key = None if key is None else jax.random.fold_in(key, n)
+      own_key = None if key is None else _own_key(key, name)
       outputs[name], state = contribution(seed, own, train=train, key=own_key)
       new[name] = seed.replace(state=state)
     for name, r in outputs.items():
       seed = seeds[name]
       x = blend(x, r, seed.alpha, seed.isolation, seed.proximal)
   return x, new
+
+
+def _own_key(key: jax.Array, name: str) -> jax.Array:
+  # By name, not by position: a newborn must not change a survivor's draws.
+  return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 class SlotTrace:
@@ -244,7 +250,7 @@ def _announce(
   if trace is None:
     return y
   if y.ndim not in _KINDS:
-    raise ValueError(
+    raise InputError(
       f"slot '{name}' got an array of shape {y.shape}; a slot takes"
       " [batch, features], [batch, tokens, features] or"
       " [batch, height, width, channels]"

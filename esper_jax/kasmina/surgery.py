@@ -273,7 +273,8 @@ def check_consumed(
   Raises:
     InputError: names the slot. It happens with a mistyped path and inside a
       lifted transform (`nn.scan`, `nn.vmap`) that does not carry the
-      collection: give it `variable_axes={"seeds": 0}`.
+      collection: give it `variable_broadcast="seeds"`
+      (one seed, shared by all layers).
   """
   missing = set(all_seeds(seeds)) - _trace(forward).consumed
   if missing:
@@ -281,7 +282,7 @@ def check_consumed(
     raise InputError(
       f"slot '{path}': the host never reads its seed '{key}'; the path is"
       " mistyped or the slot lies inside a lifted transform (nn.scan,"
-      " nn.vmap) without variable_axes={'seeds': 0}"
+      " nn.vmap) without variable_broadcast='seeds'"
     )
 
 

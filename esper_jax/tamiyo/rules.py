@@ -44,6 +44,7 @@ class Settings(NamedTuple):
     max_holding_epochs: patience with a seed in HOLDING, epochs.
     gain_sigmas: standard errors below zero at which a contribution measured
       in HOLDING counts as harm.
+    policy_path: file of a learned policy; none of the rules here has one.
   """
 
   max_adaptations_per_epoch: int = 2
@@ -60,6 +61,7 @@ class Settings(NamedTuple):
   max_training_epochs: int = 8
   max_holding_epochs: int = 4
   gain_sigmas: float = 2.0
+  policy_path: str = ""
 
 
 class Wish(NamedTuple):

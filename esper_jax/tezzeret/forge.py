@@ -6,12 +6,12 @@ from abstract shapes and compiled when first asked for, on the calling thread.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 
-_FAST_COMPILATION = {"xla_backend_optimization_level": 0}
+_FAST_COMPILATION: Mapping[str, Any] = {"xla_backend_optimization_level": 0}
 
 
 class Program(NamedTuple):
@@ -40,12 +40,14 @@ class Forge:
     *,
     cost: Callable[[Any], float],
     on_compile: Callable[[str, float], None] = lambda name, seconds: None,
+    options: Mapping[str, Any] | None = None,
   ):
     """Makes an empty forge.
 
     Args:
       cost: FLOPs of a lowered program.
       on_compile: called with (name, seconds) after each compilation.
+      options: of the compiler, for every program.
     """
     self.compiles = 0
     self.traces: dict[str, int] = {}
@@ -53,7 +55,8 @@ class Forge:
     self._cost = cost
     self._on_compile = on_compile
     self._jitted: dict[str, Any] = {}
-    self._options: dict[str, Any] = {}
+    self._options = dict(options or {})
+    self._options_of: dict[str, Mapping[str, Any]] = {}
     self._programs: dict[Any, Program] = {}
 
   def add(
@@ -84,7 +87,7 @@ class Forge:
     counted.__name__ = name
     self._jitted[name] = jax.jit(counted, donate_argnums=donate)
     if rare and jax.default_backend() == "cpu":
-      self._options[name] = _FAST_COMPILATION
+      self._options_of[name] = _FAST_COMPILATION
 
   def program(self, name: str, *args: Any) -> Program:
     """The program for arguments of these shapes, compiled if it is new.
@@ -98,7 +101,8 @@ class Forge:
     if key not in self._programs:
       start = time.monotonic()
       lowered = self._jitted[name].lower(*args)
-      compiled = lowered.compile(self._options.get(name))
+      options = {**self._options, **self._options_of.get(name, {})}
+      compiled = lowered.compile(options or None)
       self._programs[key] = Program(compiled, self._cost(lowered))
       seconds = time.monotonic() - start
       self.compiles += 1

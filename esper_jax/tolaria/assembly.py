@@ -14,6 +14,7 @@ from esper_jax.data.pipeline import BatchOrder
 from esper_jax.hosts.host import Host, from_linen
 from esper_jax.hosts.registry import make_host
 from esper_jax.kasmina import blueprints, lifecycle, surgery
+from esper_jax.kasmina.slot import with_seeds_at
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tamiyo.rules import Settings
 from esper_jax.tolaria import governor, optimizers
@@ -24,6 +25,8 @@ from esper_jax.tolaria.steps import StepOptions
 from esper_jax.types import InputError, SlotSpec, SlotTable
 
 MAX_EVAL_BATCH = 512
+# Neither atomics in any order nor a choice of algorithms by measured time.
+_DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 ACCELERATOR_CHUNK = 32  # steps per call; a scan of convolutions is slow on CPU
 
 
@@ -59,6 +62,7 @@ class Parts(NamedTuple):
   growth: GrowthOptions
   policy: policies.Policy
   governor: governor.Rules
+  compiler_options: dict[str, Any]
 
 
 def load_data(config: ConfigDict) -> Dataset:
@@ -118,8 +122,9 @@ def assemble(config: ConfigDict, data: Dataset) -> Parts:
     governor=governor.Rules(
       chance=1 / data.num_classes, **config.governor.to_dict()
     ),
+    compiler_options=dict(_DETERMINISTIC) if config.deterministic else {},
   )
-  check_readable(parts, config)
+  check_readable(parts)
   return parts
 
 
@@ -176,15 +181,13 @@ def slots_of(host: Host, example: jax.Array) -> SlotTable:
 
   def forward():
     params, collections = host.init(jax.random.key(0), example)
-    return host.apply(
-      params, collections, {}, example, train=False, key=None
-    )
+    return host.apply(params, collections, {}, example, train=False, key=None)
 
   # Flax runs the module once in init and once in apply: same slots.
   return surgery.slot_table(forward)
 
 
-def check_readable(parts: Parts, config: ConfigDict) -> None:
+def check_readable(parts: Parts) -> None:
   """Refuses a host whose program would ignore a planted seed.
 
   One abstract trace with a seed in every slot; nothing is computed.
@@ -200,20 +203,14 @@ def check_readable(parts: Parts, config: ConfigDict) -> None:
       chosen[path] = growth.blueprints[int(column[0])]
 
   def forward():
-    state = new_state(config, parts)
-    for path, blueprint in chosen.items():
-      seed = surgery.make_seed(
-        growth.slots[path], blueprint, key=jax.random.key(0)
-      )
-      state = surgery.plant(state, path, blueprint, seed, ())
-    expected.update(state.seeds)
+    params, collections = parts.host.init(jax.random.key(0), parts.example)
+    seeds: dict[str, Any] = {}
+    for path, name in chosen.items():
+      seed = surgery.make_seed(growth.slots[path], name, key=jax.random.key(0))
+      seeds = with_seeds_at(seeds, path, {name: seed})
+    expected.update(seeds)
     return parts.host.apply(
-      state.params,
-      state.collections,
-      state.seeds,
-      parts.example,
-      train=False,
-      key=None,
+      params, collections, seeds, parts.example, train=False, key=None
     )
 
   expected: dict[str, Any] = {}
@@ -236,14 +233,8 @@ def slot_table(config: ConfigDict) -> list[dict[str, Any]]:
     for column in np.flatnonzero(growth.fits[n * growth.lanes]):
       name = growth.blueprints[int(column)]
       rows.append((name, *blueprints.cost(name, spec)))
-    table.append(
-      {
-        "name": path,
-        "shape": spec.shape,
-        "kind": spec.kind,
-        "blueprints": rows,
-      }
-    )
+    facts = {"name": path, "shape": spec.shape, "kind": spec.kind}
+    table.append({**facts, "blueprints": rows})
   return table
 
 
@@ -370,7 +361,7 @@ def _blueprint_names(
     blueprints.get(name)  # raises on an unknown one
   fitting = {n for spec in slots.values() for n in blueprints.fitting(spec)}
   useless = [name for name in chosen if name not in fitting]
-  if useless:
+  if useless and slots:  # a host without slots is a plain network
     raise InputError(
       f"kasmina.blueprints: '{useless[0]}' fits no slot of the host; those"
       f" that do: {', '.join(sorted(fitting))}"
@@ -381,10 +372,13 @@ def _blueprint_names(
 def _import_blueprints(module: str) -> None:
   try:
     importlib.import_module(module)
-  except ImportError as error:
+  except InputError as error:
+    raise InputError(f"urza.modules: '{module}': {error}") from error
+  except (Exception, SystemExit) as error:  # a module may raise anything
+    reason = " ".join(str(error).split())
     raise InputError(
-      f"urza.modules: '{module}' cannot be imported ({error}); give modules"
-      " on Python's path that register blueprints"
+      f"urza.modules: '{module}' cannot be imported ({type(error).__name__}:"
+      f" {reason}); give modules on Python's path that register blueprints"
     ) from error
 
 

@@ -5,7 +5,7 @@ life; Tamiyo decides; moves between stages take effect through leaves; what is
 due at this boundary enters or leaves the tree.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,8 @@ from esper_jax.kasmina.slot import seeds_at
 from esper_jax.oona.bus import Bus
 from esper_jax.tamiyo.observation import Observation
 from esper_jax.tamiyo.policy import Policy
-from esper_jax.tolaria.run import Run
+from esper_jax.tolaria.observing import make_observe
+from esper_jax.tolaria.run import Run, forget
 from esper_jax.tolaria.state import TrainState, count_parameters
 from esper_jax.types import Action, Path, SlotTable, Stage
 
@@ -61,14 +62,6 @@ class GrowthOptions(NamedTuple):
     """The slot of a row."""
     return list(self.slots)[row // self.lanes]
 
-  def row_names(self) -> list[str]:
-    """Slot names by row; lanes beyond the first are numbered."""
-    return [
-      name if lane == 0 else f"{name}#{lane + 1}"
-      for name in self.slots
-      for lane in range(self.lanes)
-    ]
-
 
 class Growth:
   """Carries out a policy's decisions on a run."""
@@ -101,7 +94,22 @@ class Growth:
     self._check = check
     self._decide = jax.jit(policy.decide)
     self._wants_scores = jax.jit(policy.wants_scores)
-    self._tick = jax.jit(lambda s: lifecycle.tick(s, options.rules))
+    rules, fits = options.rules, jnp.asarray(options.fits)
+    self._observe = make_observe(rules, options.fits, options.cost)
+    # Jitted, as each operation that runs alone is compiled alone.
+    self._tick = jax.jit(lambda slots: lifecycle.tick(slots, rules))
+    self._act = jax.jit(
+      lambda slots, action, blueprint, signals, epoch: lifecycle.act(
+        slots, action, blueprint, signals, rules, fits, epoch
+      )
+    )
+    self._finish = jax.jit(
+      lambda slots, signals: lifecycle.finish(slots, signals, rules)
+    )
+    self._enact = jax.jit(
+      lambda slots, epoch: lifecycle.enact(slots, rules, epoch)
+    )
+    self._leaves = jax.jit(lifecycle.leaves)
 
   def boundary(
     self, run: Run, *, step_flops: float, decide: bool, last: bool
@@ -119,69 +127,37 @@ class Growth:
     self._announce_rest(run, before)
     signals: dict[Path, Signal] = {}
     if last:
-      self._move(
-        run,
-        lifecycle.finish(run.slots, run.signals, self.options.rules),
-      )
+      self._move(run, self._finish(run.slots, run.signals))
     elif decide:
-      observation = self.observe(run, step_flops)
+      observation = self._observe(
+        run.slots,
+        run.signals,
+        run.history,
+        epoch=run.epoch,
+        parameters=count_parameters(run.state),
+        step_flops=step_flops,
+      )
       if bool(self._wants_scores(run.policy, observation)):
         signals = self._probe(run)
         observation = self._with_scores(run, observation, signals)
       self._ask(run, observation)
-    self._enact(run, signals)
+    self._carry_out(run, signals)
 
-  def observe(self, run: Run, step_flops: float) -> Observation:
-    """What Tamiyo may know: never anything of the test set."""
-    o, rows = self.options, self.options.rows
-    rules = o.rules
-    legal = lifecycle.legal(
-      run.slots, run.signals, rules, jnp.asarray(o.fits), run.epoch
+  def quarantine(self, run: Run, paths: Collection[Path]) -> None:
+    """Bars slots from growing until the run ends; what lives there goes."""
+    o = self.options
+    guilty = np.array([o.path(row) in paths for row in range(o.rows)], bool)
+    self._move(
+      run,
+      lifecycle.quarantine(run.slots, jnp.asarray(guilty), o.rules, run.epoch),
     )
-    zeros = jnp.zeros(rows, jnp.float32)
-    history = run.history
-    return Observation(
-      epoch=jnp.asarray(run.epoch, jnp.int32),
-      fraction=jnp.asarray(run.epoch / rules.epochs, jnp.float32),
-      train_loss=jnp.asarray(history.train_loss),
-      val_loss=jnp.asarray(history.val_loss),
-      train_accuracy=jnp.asarray(history.train_accuracy),
-      val_accuracy=jnp.asarray(history.val_accuracy),
-      history_known=jnp.asarray(history.known),
-      parameters=jnp.asarray(count_parameters(run.state), jnp.float32),
-      flops=jnp.asarray(step_flops, jnp.float32),
-      growths_left=jnp.asarray(
-        rules.max_growths - int(run.slots.growths), jnp.int32
-      ),
-      epochs_left=jnp.asarray(rules.epochs - run.epoch, jnp.int32),
-      stage=run.slots.stage,
-      age=run.slots.age,
-      life=run.slots.life,
-      blueprint=run.slots.blueprint,
-      alpha=run.slots.alpha,
-      contribution=run.signals.contribution,
-      contribution_se=run.signals.contribution_se,
-      contribution_known=run.signals.contribution_known,
-      contribution_age=run.signals.contribution_age,
-      contribution_stage=run.signals.contribution_stage,
-      activation_ms=zeros,
-      cotangent_ms=zeros,
-      signal_known=jnp.zeros(rows, jnp.bool_),
-      parity=run.signals.parity,
-      parity_known=run.signals.parity_known,
-      finite=run.signals.finite,
-      scores=jnp.zeros((rows, len(o.blueprints)), jnp.float32),
-      scores_known=jnp.zeros(rows, jnp.bool_),
-      gate=lifecycle.gate(run.slots, run.signals, rules),
-      legal=legal,
-      cost=jnp.asarray(o.cost),
-    )
+    self.set_leaves(run)
 
   def _with_scores(
     self, run: Run, observation: Observation, signals: dict[Path, Signal]
   ) -> Observation:
     o, rows = self.options, self.options.rows
-    open_rows = np.asarray(observation.legal)[:, Action.GERMINATE].any(-1)
+    open_rows = np.asarray(observation.legal[:, Action.GERMINATE].any(-1))
     scores = np.zeros((rows, len(o.blueprints)), np.float32)
     squares = np.zeros((2, rows), np.float32)
     for row in range(rows):
@@ -199,8 +175,21 @@ class Growth:
       scores_known=jnp.asarray(open_rows),
     )
 
+  def _tell_refusals(self, run: Run, observation: Observation) -> None:
+    """Says why a gate holds a seed back, whenever the reasons change."""
+    bits = np.asarray(observation.gate)
+    known = np.asarray(run.slots.reason).copy()
+    for row, stage in enumerate(np.asarray(observation.stage)):
+      gated = stage in (Stage.TRAINING, Stage.HOLDING)
+      if not gated or bits[row] in (0, known[row], lifecycle.Reason.TOO_YOUNG):
+        continue
+      known[row] = bits[row]
+      self._publish(run, "gate_refused", row=row, reason=_because(bits[row]))
+    run.slots = run.slots.replace(reason=jnp.asarray(known))
+
   def _ask(self, run: Run, observation: Observation) -> None:
     o = self.options
+    self._tell_refusals(run, observation)
     key = self._key(run, 0)
     run.policy, decisions = self._decide(run.policy, observation, key)
     for decision in self.policy.explain(
@@ -214,13 +203,13 @@ class Growth:
         blueprint=decision.blueprint,
         reason=decision.reason,
       )
-    moved, refused = lifecycle.act(
+      if decision.action is Action.GERMINATE:
+        run.births[decision.row] = decision.initializer or o.initializer
+    moved, refused = self._act(
       run.slots,
       decisions.action,
       decisions.blueprint,
       run.signals,
-      o.rules,
-      jnp.asarray(o.fits),
       run.epoch,
     )
     for row in np.flatnonzero(np.asarray(refused)):
@@ -229,7 +218,7 @@ class Growth:
         "gate_refused",
         row=int(row),
         action=Action(int(decisions.action[row])).name.lower(),
-        reason="; ".join(lifecycle.texts(int(refused[row]))),
+        reason=_because(refused[row]),
       )
     self._move(run, moved)
 
@@ -242,29 +231,29 @@ class Growth:
       was, now = Stage(int(before[row])), Stage(int(after[row]))
       if now is Stage.GERMINATED:
         run.keys[row] = None  # a permanent seed stays, but not as this row's
+      elif was is Stage.GERMINATED:  # withdrawn before it was planted
+        reason = _because(moved.reason[row])
+        self._publish(run, "growth_cancelled", row=row, reason=reason)
       elif now is Stage.FOSSILIZED:
         run.fossilized += 1
         self._publish(run, "fossilized", row=row, **self._worth(run, row))
-      elif now in (Stage.CULLED, Stage.EMBARGOED):
+      elif now is Stage.CULLED:
         run.culled += 1
-        reason = "; ".join(lifecycle.texts(int(moved.reason[row])))
         self._publish(
           run,
           "culled",
           row=row,
           was=was.name,
-          reason=reason,
+          reason=_because(moved.reason[row]),
           **self._worth(run, row),
         )
       else:
-        self._publish(
-          run, "stage_changed", row=row, was=was.name, now=now.name
-        )
+        self._publish(run, "stage_changed", row=row, was=was.name, now=now.name)
 
-  def _enact(self, run: Run, signals: dict[Path, Signal]) -> None:
+  def _carry_out(self, run: Run, signals: dict[Path, Signal]) -> None:
     """Carries out what is due: surgery on the tree, then the leaves."""
     o = self.options
-    moved, planted, removed = lifecycle.enact(run.slots, o.rules, run.epoch)
+    moved, planted, removed = self._enact(run.slots, run.epoch)
     for row in np.flatnonzero(np.asarray(removed)):
       key = run.keys[row]
       if key is None:
@@ -272,7 +261,7 @@ class Growth:
       run.state = surgery.cull(run.state, o.path(int(row)), key)
       run.keys[row] = None
     newborn = [int(row) for row in np.flatnonzero(np.asarray(planted))]
-    if newborn and o.initializer == "gradient" and not signals:
+    if not signals and any(run.births[row] == "gradient" for row in newborn):
       signals = self._probe(run)
     for row in newborn:
       self._plant(run, row, moved, signals.get(o.path(row)))
@@ -296,7 +285,7 @@ class Growth:
       o.blueprints[column],
       key=self._key(run, 1 + row),
       optimizer=o.optimizer,
-      initializer=o.initializer,
+      initializer=run.births[row],
       blend=o.blend,
       proximal=o.proximal,
       newborn=o.newborn,
@@ -313,7 +302,7 @@ class Growth:
       row=row,
       blueprint=o.blueprints[column],
       key=run.keys[row],
-      initializer=o.initializer,
+      initializer=run.births[row],
       parameters=int(o.cost[row, column]),
       stage=Stage.TRAINING.name,
     )
@@ -333,7 +322,7 @@ class Growth:
 
   def set_leaves(self, run: Run) -> None:
     """Lets the seeds' leaves say what the lifecycle says."""
-    leaves = lifecycle.leaves(run.slots)
+    leaves = self._leaves(run.slots)
     alpha, isolation, updates = (np.asarray(part) for part in leaves)
     for row, key in enumerate(run.keys):
       if key is not None:
@@ -380,10 +369,5 @@ class Growth:
     )
 
 
-def forget(signals: lifecycle.Signals, row: int) -> lifecycle.Signals:
-  """Nothing is known of a row whose seed is new or gone."""
-  return signals.replace(
-    contribution_known=signals.contribution_known.at[row].set(False),
-    parity_known=signals.parity_known.at[row].set(False),
-    finite=signals.finite.at[row].set(True),
-  )
+def _because(bits: Any) -> str:
+  return "; ".join(lifecycle.texts(int(bits)))

@@ -133,9 +133,7 @@ def ablate(
   return surgery.set_leaves(state, path, key, alpha=alpha, isolation=0.0)
 
 
-def contribution(
-  with_seed: np.ndarray, without: np.ndarray
-) -> Contribution:
+def contribution(with_seed: np.ndarray, without: np.ndarray) -> Contribution:
   """Paired difference of losses, float [examples] each."""
   difference = without.astype(np.float64) - with_seed.astype(np.float64)
   error = difference.std(ddof=1) / math.sqrt(len(difference))
@@ -156,6 +154,69 @@ def losses(
     np.concatenate([loss for loss, _ in parts]),
     np.concatenate([hit for _, hit in parts]),
   )
+
+
+class Limits(NamedTuple):
+  """What measuring may cost.
+
+  Attributes:
+    share: of the training FLOPs so far, for ablations and probes together.
+    examples: validation examples per ablation, at most.
+    min_training: see `plan`.
+  """
+
+  share: float
+  examples: int
+  min_training: int
+
+
+def update(
+  run: Run,
+  paths: Sequence[Path],
+  *,
+  batches: Sequence[EvalBatch],
+  baseline: np.ndarray,
+  limits: Limits,
+  cost: float,
+  evaluate: Callable[[TrainState, Sequence[EvalBatch]], np.ndarray],
+) -> None:
+  """Brings the signals of every row up to an epoch boundary.
+
+  Args:
+    run: its signals change.
+    paths: slot of each row.
+    batches: the validation split.
+    baseline: float32 [examples], its losses under the run's own state.
+    limits: see `Limits`.
+    cost: FLOPs of evaluating one batch.
+    evaluate: (state, batches) -> float32 [examples], losses; it is charged.
+  """
+  note_gradients(run, paths)
+  since = run.signals.contribution_age + 1
+  run.signals = run.signals.replace(contribution_age=since)
+  planted = np.array([key is not None for key in run.keys], bool)
+  stages = np.where(planted, np.asarray(run.slots.stage), Stage.DORMANT)
+  spent = run.ledger.ablation + run.ledger.probe
+  size = len(batches[0].mask)
+  chosen = plan(
+    stages,
+    np.asarray(run.slots.age) + 1,
+    np.asarray(since),
+    min_training=limits.min_training,
+    budget=limits.share * run.ledger.train - spent,
+    cost=cost / size,
+    limit=min(limits.examples, len(baseline)),
+  )
+  batches = batches[: -(-chosen.examples // size)]
+  baseline = baseline[: sum(batch.count for batch in batches)]
+  for row in chosen.rows:
+    key = run.keys[row]
+    assert key is not None  # only planted rows are chosen
+    isolated = stages[row] == Stage.TRAINING
+    state = ablate(run.state, paths[row], key, isolated=isolated)
+    changed = evaluate(state, batches)
+    pair = (changed, baseline) if isolated else (baseline, changed)
+    note_contribution(run, row, contribution(*pair), Stage(int(stages[row])))
 
 
 def note_gradients(run: Run, paths: Sequence[Path]) -> None:

@@ -47,7 +47,11 @@ class Programs:
       seed: of the choice of those examples.
       on_compile: called with (name, seconds) after each compilation.
     """
-    self.forge = Forge(cost=accounting.flops, on_compile=on_compile)
+    self.forge = Forge(
+      cost=accounting.flops,
+      on_compile=on_compile,
+      options=parts.compiler_options,
+    )
     self._parts = parts
     self._seed = seed
     self._batch = batch_size
@@ -88,7 +92,7 @@ class Programs:
     batches: Sequence[EvalBatch],
     *,
     state: TrainState | None = None,
-    account: str = "evaluation",
+    account: accounting.Kind = "evaluation",
   ) -> tuple[np.ndarray, np.ndarray]:
     """Per-example losses and hits of a split, float32 [examples].
 

@@ -26,6 +26,7 @@ def new_run(parts: Parts, state: TrainState, *, seed: int) -> Run:
     slots=lifecycle.initial(rows),
     signals=unknown_signals(rows),
     keys=[None] * rows,
+    births=[""] * rows,
     history=History.empty(),
     policy=parts.policy.init(jax.random.key(seed)),
     governor=GovernorState(),
@@ -56,6 +57,7 @@ def from_checkpoint(loaded: Loaded, fresh: Run, parts: Parts) -> Run:
   return Run(
     **arrays,
     keys=list(facts["keys"]),
+    births=list(facts["births"]),
     governor=GovernorState.from_dict(facts["governor"]),
     ledger=Ledger.from_dict(facts["ledger"]),
     **{field: facts[field] for field in FACTS},

@@ -70,6 +70,38 @@ def make(
   }
 
 
+def step_line(
+  run: Run,
+  *,
+  loss: float,
+  accuracy: float,
+  learning_rate: float,
+  rate: float,
+  now: float,
+) -> dict[str, Any]:
+  """Builds a logging interval's line of metrics.jsonl.
+
+  Args:
+    run: at the end of the interval.
+    loss: mean over the interval, nats per example.
+    accuracy: of the epoch so far, 0 to 1.
+    learning_rate: of the last step.
+    rate: images per second of this epoch in this process.
+    now: seconds since the epoch of Unix.
+  """
+  return {
+    "epoch": run.epoch,
+    "step": run.next_batch,
+    "attempt": run.governor.attempt,
+    "train/loss": loss,
+    "train/accuracy": accuracy,
+    "learning_rate": learning_rate,
+    "flops/total": run.ledger.total_flops,
+    "time": now,
+    "time/images_per_second": rate,
+  }
+
+
 def epoch_line(
   run: Run, metrics: TrainingMetrics, slots: dict[str, Any], *, now: float
 ) -> dict[str, Any]:
@@ -93,15 +125,13 @@ def epoch_line(
   return line
 
 
-def slot_lines(
-  run: Run, growth: GrowthOptions
-) -> dict[str, dict[str, Any]]:
+def slot_lines(run: Run, growth: GrowthOptions) -> dict[str, dict[str, Any]]:
   """Stage, blueprint, alpha and contribution of every row, by name."""
   s, signals = run.slots, run.signals
   stage, blueprint = np.asarray(s.stage), np.asarray(s.blueprint)
   known = np.asarray(signals.contribution_known)
   out = {}
-  for row, name in enumerate(growth.row_names()):
+  for row, name in enumerate(_row_names(growth)):
     column = int(blueprint[row])
     measured = bool(known[row]) and run.keys[row] is not None
     out[name] = {
@@ -133,4 +163,13 @@ def seed_lines(run: Run, growth: GrowthOptions) -> list[dict[str, Any]]:
       ),
     }
     for (path, key), seed in all_seeds(run.state.seeds).items()
+  ]
+
+
+def _row_names(growth: GrowthOptions) -> list[str]:
+  """Slot names by row; lanes beyond the first are numbered."""
+  return [
+    name if lane == 0 else f"{name}#{lane + 1}"
+    for name in growth.slots
+    for lane in range(growth.lanes)
   ]

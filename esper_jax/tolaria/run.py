@@ -68,6 +68,7 @@ class Run:
     slots: lifecycle of every row (slot x lane).
     signals: what Tamiyo and the gates know of every row.
     keys: row -> key of the row's present seed in its slot, None if dormant.
+    births: row -> initializer of the row's present or next seed, "" if none.
     history: of the last epochs.
     policy: Tamiyo's own state.
     governor: rollbacks, quarantine, loss window.
@@ -76,7 +77,6 @@ class Run:
     next_batch: index of the next batch of the data order.
     logged_loss, logged_examples: of `sums` at the last metrics line, so that
       the next line covers only what is new.
-    best_accuracy: highest validation accuracy so far.
     before_growth: validation accuracy when the first seed was planted.
     changed: slot -> epoch of its last change of stage.
     germinated, fossilized, culled, rolled_back: counts.
@@ -87,6 +87,7 @@ class Run:
   slots: lifecycle.SlotState
   signals: lifecycle.Signals
   keys: list[str | None]
+  births: list[str]
   history: History
   policy: PyTree
   governor: GovernorState
@@ -95,7 +96,6 @@ class Run:
   next_batch: int = 0
   logged_loss: float = 0.0
   logged_examples: float = 0.0
-  best_accuracy: float = 0.0
   before_growth: float | None = None
   germinated: int = 0
   fossilized: int = 0
@@ -118,6 +118,7 @@ class Run:
     """The part of the run that is plain JSON."""
     return {
       "keys": self.keys,
+      "births": self.births,
       "governor": self.governor.to_dict(),
       "ledger": self.ledger.to_dict(),
       **{name: getattr(self, name) for name in FACTS},
@@ -130,7 +131,6 @@ FACTS = (
   "next_batch",
   "logged_loss",
   "logged_examples",
-  "best_accuracy",
   "before_growth",
   "germinated",
   "fossilized",
@@ -168,4 +168,13 @@ def unknown_signals(rows: int) -> lifecycle.Signals:
     parity=zero,
     parity_known=no,
     finite=jnp.ones(rows, jnp.bool_),
+  )
+
+
+def forget(signals: lifecycle.Signals, row: int) -> lifecycle.Signals:
+  """Nothing is known of a row whose seed is new or gone."""
+  return signals.replace(
+    contribution_known=signals.contribution_known.at[row].set(False),
+    parity_known=signals.parity_known.at[row].set(False),
+    finite=signals.finite.at[row].set(True),
   )

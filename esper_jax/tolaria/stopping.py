@@ -3,6 +3,7 @@
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Iterator
 
@@ -20,6 +21,7 @@ class Stopping:
   def __init__(self) -> None:
     self.requested = False
     self.name = ""
+    self._listening = False
 
   def request(self) -> None:
     """Asks the run to stop after the step under way."""
@@ -29,23 +31,44 @@ class Stopping:
   def signals(self) -> Iterator[None]:
     """Listens to SIGINT and SIGTERM inside the block.
 
-    Python lets only the main thread listen; elsewhere the block changes
-    nothing.
+    Python lets only the main thread listen; elsewhere, and inside another
+    such block, the block changes nothing.
     """
-    if threading.current_thread() is not threading.main_thread():
+    main = threading.current_thread() is threading.main_thread()
+    if self._listening or not main:
       yield
       return
-    before = {s: signal.signal(s, self._on_signal) for s in _SIGNALS}
+    # Python calls its handlers between two bytecodes of the main thread, which
+    # a compilation holds up for seconds. The wakeup byte is written at once.
+    ear, mouth = socket.socketpair()
+    mouth.setblocking(False)
+    listener = threading.Thread(target=self._listen, args=(ear,), daemon=True)
+    listener.start()
+    wakeup = signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+    handlers = {s: signal.signal(s, _do_nothing) for s in _SIGNALS}
+    self._listening = True
     try:
       yield
     finally:
-      for number, handler in before.items():
+      self._listening = False
+      for number, handler in handlers.items():
         signal.signal(number, handler)
+      signal.set_wakeup_fd(wakeup)
+      mouth.close()
+      listener.join()
+      ear.close()
 
-  def _on_signal(self, number: int, frame: object) -> None:
-    del frame
-    if self.requested:
-      # What is on the disk is whole at any moment, so nothing is cleaned up.
-      os._exit(128 + number)
-    self.requested = True
-    self.name = signal.Signals(number).name
+  def _listen(self, ear: socket.socket) -> None:
+    while received := ear.recv(1):
+      number = received[0]
+      if number not in _SIGNALS:
+        continue
+      if self.name:
+        # What is on the disk is whole at any moment: nothing is cleaned up.
+        os._exit(128 + number)
+      self.name = signal.Signals(number).name
+      self.requested = True
+
+
+def _do_nothing(number: int, frame: object) -> None:
+  """Stands where Python's own handler would raise or end the process."""

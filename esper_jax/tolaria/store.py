@@ -5,7 +5,8 @@ was logged later is set aside, so that a run that was killed ends with the same
 logs as one that was not.
 """
 
-import functools
+import contextlib
+import dataclasses
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,11 +16,15 @@ import jax
 from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
+from esper_jax.oona import jsonl
 from esper_jax.oona.bus import Bus
 from esper_jax.tolaria import checkpoints, recovery, workdir
+from esper_jax.tolaria.accounting import Ledger
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.checkpoints import Damage, Loaded
 from esper_jax.tolaria.run import Run
+from esper_jax.tolaria.workdir import Workdir
+from esper_jax.types import InputError
 
 
 class Store:
@@ -28,63 +33,93 @@ class Store:
   Attributes:
     path: the run directory.
     hash: of the config's keys that change results.
+    finished: what result.json holds where the run has completed, else None.
+      Nothing in the directory is then changed.
+    damaged: checkpoints that were passed over.
+    redone: entries of the ledger, work that a crash made necessary again.
   """
 
-  def __init__(self, path: str | Path, config: ConfigDict):
-    """Takes the directory for this config.
+  def __init__(self, path: str | Path, config: ConfigDict, *, data_sha256: str):
+    """Takes the directory for this config and this data.
+
+    Args:
+      path: the run directory.
+      config: of the run.
+      data_sha256: see `data.datasets.Dataset`.
 
     Raises:
-      InputError: it holds another config, is in use, or cannot be written.
+      InputError: it holds another config or a run on other data, is in use,
+        or cannot be written.
     """
     self.hash = config_lib.config_hash(config)
-    self._work = workdir.acquire(path)
-    self.path = self._work.path
-    try:
+
+    def check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+      config_lib.check_same(old, new, workdir=self.path)
+      _check_data(self._work, data_sha256)
+
+    with contextlib.ExitStack() as stack:
+      self._work = workdir.acquire(path)
+      stack.callback(self._work.release)
+      self.path = self._work.path
       self._work.claim(
         {
           "config": config.to_dict(),
           "config_hash": self.hash,
+          "data_sha256": data_sha256,
           **environment(),
         },
-        check=functools.partial(
-          config_lib.check_same, workdir=self.path
-        ),
+        check=check,
       )
       self._found, self.damaged = checkpoints.latest_good(
         self._work.checkpoints
       )
-      offsets = self._found.meta["offsets"] if self._found else {}
+      meta = self._found.meta if self._found else _NOTHING
+      self._next_event = meta["next_event"]
+      self.finished = _finished(self._work)
+      offsets = meta["offsets"]
+      if self.finished:
+        offsets = dict.fromkeys(offsets)  # None: every line stays
+      self.redone = _redone(self._work, meta["run"], offsets["metrics"])
       self._events = workdir.open_log(
-        self._work.events,
-        offset=offsets.get("events", 0),
-        fsync=config.oona.fsync,
+        self._work.events, offset=offsets["events"], fsync=config.oona.fsync
       )
+      stack.callback(self._events.close)
       self._metrics = workdir.open_log(
-        self._work.metrics, offset=offsets.get("metrics", 0), fsync=False
+        self._work.metrics, offset=offsets["metrics"], fsync=False
       )
-    except BaseException:
-      self._work.release()
-      raise
-    self._writer = checkpoints.Writer(
-      self._work.checkpoints,
-      keep_last=config.checkpoint.keep_last,
-      keep_best=config.checkpoint.keep_best,
-    )
+      stack.callback(self._metrics.close)
+      self._writer = checkpoints.Writer(
+        self._work.checkpoints,
+        keep_last=config.checkpoint.keep_last,
+        keep_best=config.checkpoint.keep_best,
+      )
+      stack.callback(self._writer.close)
+      self._closing = stack.pop_all()
 
   def attach(self, bus: Bus) -> None:
     """Sends every event to events.jsonl; the run needs it."""
     bus.subscribe(self._events.append, required=True, name="events.jsonl")
-    if self._found:
-      bus.next_id = self._found.meta["next_event"]
+    bus.next_id = self._next_event
 
-  def resume(self, fresh: Run, parts: Parts) -> Run | None:
-    """The run as the directory's newest good checkpoint has it, or None.
+  def resume(self, fresh: Run, parts: Parts) -> tuple[Run, bool]:
+    """Takes up the run where the newest good checkpoint left it.
+
+    What the logs hold beyond it is booked as work to be done again.
+
+    Args:
+      fresh: a new run of the same config.
+      parts: of the run.
+
+    Returns:
+      (the run, whether there was a checkpoint).
 
     Raises:
       InputError: the checkpoint does not fit this config's network.
     """
     found, self._found = self._found, None
-    return recovery.from_checkpoint(found, fresh, parts) if found else None
+    run = recovery.from_checkpoint(found, fresh, parts) if found else fresh
+    run.ledger = dataclasses.replace(run.ledger, **self.redone)
+    return run, found is not None
 
   def last_scheduled(self) -> tuple[Loaded | None, list[Damage]]:
     """The checkpoint that a rollback goes back to, and damaged newer ones."""
@@ -101,7 +136,6 @@ class Store:
     self, run: Run, next_event: int, *, kind: str, metric: float | None = None
   ) -> None:
     """Starts writing a checkpoint; see `checkpoints.Writer`."""
-    self._metrics.sync()
     meta = {
       "run": run.facts(),
       "next_event": next_event,
@@ -112,27 +146,93 @@ class Store:
       "config_hash": self.hash,
     }
     self._writer.save(
-      run.next_batch, recovery.to_arrays(run), meta, kind=kind, metric=metric
+      run.next_batch,
+      recovery.to_arrays(run),
+      meta,
+      kind=kind,
+      metric=metric,
+      before=self._metrics.sync,
     )
+
+  def wait(self) -> None:
+    """Waits until the disk holds all checkpoints.
+
+    Raises:
+      RunFailedError: the last one could not be written.
+    """
+    self._writer.wait()
 
   def write_result(self, document: Mapping[str, Any]) -> None:
     """Writes result.json, after all else is on the disk."""
-    self._writer.wait()
+    self.wait()
     self._metrics.sync()
     workdir.write_json(self._work.result, document)
 
-  def result(self) -> dict[str, Any] | None:
-    """What result.json holds; None where there is none."""
-    return workdir.read_json(self._work.result)
-
   def close(self) -> None:
     """Finishes what is being written and lets the directory go; idempotent."""
-    try:
-      self._writer.close()
-    finally:
-      self._events.close()
-      self._metrics.close()
-      self._work.release()
+    self._closing.close()
+
+
+# In place of a checkpoint's meta where there is none.
+_NOTHING: Mapping[str, Any] = {
+  "next_event": 0,
+  "offsets": {"events": 0, "metrics": 0},
+  "run": {"next_batch": 0, "ledger": Ledger().to_dict()},
+}
+
+
+def _check_data(work: Workdir, data_sha256: str) -> None:
+  """Refuses to go on with other data: the config says only where it lies."""
+  document = workdir.read_json(work.config) or {}
+  before = document.get("data_sha256", "unknown")
+  if before != data_sha256:
+    raise InputError(
+      f"--workdir={work.path} holds a run on other data: its SHA-256 is"
+      f" {before} there and {data_sha256} here. Give the data of that run with"
+      " --config.data.dir, or choose another --workdir"
+    )
+
+
+def _finished(work: Workdir) -> dict[str, Any] | None:
+  """The result of a completed run whose checkpoints are still there."""
+  result = workdir.read_json(work.result)
+  if result is None or result.get("status") != "completed":
+    return None
+  return result if checkpoints.available(work.checkpoints) else None
+
+
+def _redone(
+  work: Workdir, facts: Mapping[str, Any], offset: int | None
+) -> dict[str, int]:
+  """The ledger's redone_* after a crash, as far as the logs tell.
+
+  Args:
+    work: the directory, its logs still whole.
+    facts: of the run, from the checkpoint.
+    offset: of the checkpoint in metrics.jsonl; None where nothing was lost.
+  """
+  ledger = Ledger.from_dict(facts["ledger"])
+  steps, flops = ledger.redone_steps, ledger.redone_flops
+  # Booked by a process that died before it could save a checkpoint.
+  for event in _whole_lines(work.events):
+    if event.get("type") == "resumed":
+      steps = max(steps, event["redone_steps"])
+      flops = max(flops, event["redone_flops"])
+  logged = _whole_lines(work.metrics)
+  if offset is not None and logged and work.metrics.stat().st_size > offset:
+    steps += max(0, logged[-1]["step"] - facts["next_batch"])
+    flops += max(0, logged[-1]["flops/total"] - ledger.total_flops)
+  return {"redone_steps": steps, "redone_flops": flops}
+
+
+def _whole_lines(log: Path) -> list[dict[str, Any]]:
+  """The lines of a log that a crash may have torn; [] where none can be read.
+
+  Only a bill depends on them, so they stop no run.
+  """
+  with contextlib.suppress(InputError):
+    return jsonl.read(log)
+  return []
 
 
 def environment() -> dict[str, Any]:
@@ -143,5 +243,3 @@ def environment() -> dict[str, Any]:
     "jax": jax.__version__,
     "device": f"{device.platform}:{device.device_kind}",
   }
-
-

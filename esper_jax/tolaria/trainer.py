@@ -5,39 +5,37 @@ happens between two epochs is a list of hooks, in order: govern, measure, grow
 (Tamiyo), record, save, then the user's callbacks.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
 from esper_jax.data.pipeline import make_iterator
-from esper_jax.kasmina import lifecycle
 from esper_jax.oona.bus import Bus
 from esper_jax.tolaria import (
   assembly,
   checkpoints,
+  faults,
   governor,
   measure,
+  overview,
   recovery,
   result,
 )
 from esper_jax.tolaria.display import Display, Silent, TrainingMetrics
+from esper_jax.tolaria.faults import FaultFound
 from esper_jax.tolaria.growth import Growth
+from esper_jax.tolaria.logbook import Logbook
 from esper_jax.tolaria.programs import Programs
-from esper_jax.tolaria.run import Run
 from esper_jax.tolaria.state import count_parameters
-from esper_jax.tolaria.steps import empty_sums
 from esper_jax.tolaria.stopping import Stopping
-from esper_jax.tolaria.store import Store, environment
-from esper_jax.types import RunFailedError, Stage
-
-PACE_STEPS = 20  # steps after which the display is told how fast they were
+from esper_jax.tolaria.store import Store
+from esper_jax.types import RunFailedError
 
 Callback = Callable[["Trainer", TrainingMetrics], None]
 
@@ -56,14 +54,6 @@ class _Boundary(NamedTuple):
   last: bool
 
 
-class _Fault(Exception):
-  """Raised where the governor finds a fault; never leaves this file."""
-
-  def __init__(self, fault: governor.Fault):
-    super().__init__(fault.reason)
-    self.fault = fault
-
-
 class Trainer:
   """One run of one config in one directory.
 
@@ -72,7 +62,8 @@ class Trainer:
     parts: what the run is made of.
     run: the record of the run.
     bus: events; subscribe to it before `train`.
-    callbacks: called after each epoch's own hooks, in order.
+    callbacks: called with the trainer and the epoch's metrics after each
+      epoch's own hooks, in order.
   """
 
   def __init__(
@@ -82,6 +73,7 @@ class Trainer:
     *,
     display: Display | None = None,
     callbacks: Sequence[Callback] = (),
+    stopping: Stopping | None = None,
   ):
     """Loads the data, takes the directory, and resumes what is in it.
 
@@ -90,6 +82,8 @@ class Trainer:
       workdir: the run directory; created where it is missing.
       display: what shows the run; None shows nothing.
       callbacks: see the attribute.
+      stopping: what says that the run shall stop; one that listens to signals
+        already, or None for the trainer's own.
 
     Raises:
       InputError: the config, the data or the directory is not usable.
@@ -98,9 +92,7 @@ class Trainer:
     self.bus = Bus()
     self.callbacks = list(callbacks)
     self._display: Display = display or Silent()
-    self._stopping = Stopping()
-    self._pace_from: tuple[int, float] | None = None
-    self._paced = 0
+    self._stopping = stopping or Stopping()
     self._hooks: tuple[Callable[[_Boundary], None], ...] = (
       self._govern,
       self._measure,
@@ -108,8 +100,7 @@ class Trainer:
       self._record,
       self._save,
     )
-    data = assembly.load_data(self.config)
-    self.parts = assembly.assemble(self.config, data)
+    self.parts = assembly.assemble(self.config, assembly.load_data(self.config))
     self._programs = Programs(
       self.parts,
       batch_size=self.config.data.batch_size,
@@ -127,34 +118,41 @@ class Trainer:
     )
     state = assembly.new_state(self.config, self.parts)
     self._initial_parameters = count_parameters(state)
-    self._fresh = recovery.new_run(
-      self.parts, state, seed=self.config.seed
+    self._fresh = recovery.new_run(self.parts, state, seed=self.config.seed)
+    self._store = Store(
+      workdir, self.config, data_sha256=self.parts.data.sha256
     )
-    self._store = Store(workdir, self.config)
-    try:
+    self._logbook = Logbook(
+      self._store,
+      self._display,
+      self.parts,
+      batch_size=self.config.data.batch_size,
+    )
+    with contextlib.ExitStack() as stack:
+      stack.callback(self._store.close)
       self._begin()
-    except BaseException:
-      self._store.close()
-      raise
+      stack.pop_all()
 
   def train(self) -> dict[str, Any]:
     """Trains to the end, or until a signal; returns what result.json holds.
+
+    A run that has completed is not touched: its result is shown again.
 
     Raises:
       RunFailedError: the run cannot go on; result.json says "failed".
     """
     try:
+      if self._store.finished:
+        self._display.finish(self._store.finished, self._store.path)
+        return self._store.finished
       with self._stopping.signals():
         while self.run.epoch < self.parts.timetable.epochs:
-          try:
-            self.train_epoch()
-          except _Fault as found:
-            self._roll_back(found.fault)
           if self._stopping.requested:
             return self._interrupt()
+          self.train_epoch()
         return self._complete()
     except RunFailedError as error:
-      self._finish("failed", reason=str(error))
+      self._fail(error)
       raise
     finally:
       self.shutdown()
@@ -162,12 +160,35 @@ class Trainer:
   def train_epoch(self) -> TrainingMetrics:
     """Trains to the next epoch boundary and passes it.
 
-    A signal stops it after the step under way, the boundary not passed; the
-    validation figures are then NaN.
+    After a fault that is the boundary after the checkpoint that the run goes
+    back to. `stop`, or a signal during `train`, ends it after the step under
+    way, the boundary not passed; the validation figures are then NaN.
+
+    Raises:
+      RunFailedError: the run cannot go on.
+      RuntimeError: it has ended already.
     """
+    while True:
+      if self.run.epoch >= self.parts.timetable.epochs:
+        raise RuntimeError(f"{self._store.path}: the run has ended")
+      try:
+        return self._train_epoch()
+      except FaultFound as found:
+        self._roll_back(found.fault)
+
+  def stop(self) -> None:
+    """Asks the run to stop as a signal does: after the step under way."""
+    self._stopping.request()
+
+  def shutdown(self) -> None:
+    """Finishes what is being written, lets the directory go; idempotent."""
+    self._display.close()
+    self._store.close()
+
+  def _train_epoch(self) -> TrainingMetrics:
     run, timetable = self.run, self.parts.timetable
-    started, first = time.monotonic(), run.next_batch
     log_every, chunk = self.config.train.log_every, self.parts.chunk
+    self._logbook.begin_epoch(run.next_batch)
     self._programs.begin(run)
     end = run.epoch * timetable.steps_per_epoch + timetable.steps_in(run.epoch)
     while run.next_batch < end:
@@ -175,14 +196,15 @@ class Trainer:
       count = chunk if end - before >= chunk else 1
       rows = [next(self._batches) for _ in range(count)]
       self._programs.train(run, np.stack(rows))
-      self._pace(run)
+      self._logbook.pace(run)
       if run.next_batch // log_every != before // log_every:
-        self._log_steps(time.monotonic() - started, run.next_batch - first)
+        loss = self._logbook.steps(run)
+        faults.judge(run, self.parts.governor, loss=loss)
       if self._stopping.requested and run.next_batch < end:
-        return self._metrics(None, None, started)
+        return self._logbook.metrics(run)
     losses, hits = self._programs.evaluate(run, self.parts.validation)
     run.epoch += 1
-    metrics = self._metrics(losses, hits, started)
+    metrics = self._logbook.metrics(run, losses, hits)
     last = run.epoch == timetable.epochs
     for hook in self._hooks:
       hook(_Boundary(metrics, losses, last))
@@ -190,19 +212,14 @@ class Trainer:
       callback(self, metrics)
     return metrics
 
-  def shutdown(self) -> None:
-    """Finishes what is being written, lets the directory go; idempotent."""
-    self._display.close()
-    self._store.close()
-
   # --- Epoch boundary ------------------------------------------------------
 
   def _govern(self, boundary: _Boundary) -> None:
     run, m = self.run, boundary.metrics
     if not np.isfinite(m.val_loss):
       reason = f"the validation loss is {m.val_loss}"
-      raise _Fault(governor.Fault("non_finite_loss", reason))
-    self._judge(accuracy=m.val_accuracy)
+      raise FaultFound(governor.Fault("non_finite_loss", reason))
+    faults.judge(run, self.parts.governor, accuracy=m.val_accuracy)
     run.history = run.history.append(
       train_loss=m.train_loss,
       val_loss=m.val_loss,
@@ -211,38 +228,23 @@ class Trainer:
     )
 
   def _measure(self, boundary: _Boundary) -> None:
-    """Brings the signals of every row up to this boundary."""
-    run, growth, k = self.run, self.parts.growth, self.config.kasmina
-    measure.note_gradients(run, [growth.path(r) for r in range(growth.rows)])
-    since = run.signals.contribution_age + 1
-    run.signals = run.signals.replace(contribution_age=since)
-    planted = np.array([key is not None for key in run.keys], bool)
-    stages = np.where(planted, np.asarray(run.slots.stage), Stage.DORMANT)
-    batches = self.parts.validation
-    cost = self._programs.evaluate_flops(run, batches[0])
-    plan = measure.plan(
-      stages,
-      np.asarray(run.slots.age) + 1,
-      np.asarray(since),
-      min_training=k.min_training_epochs,
-      budget=k.measure_budget * run.ledger.train
-      - run.ledger.ablation
-      - run.ledger.probe,
-      cost=cost / len(batches[0].mask),
-      limit=min(k.measure_examples, len(boundary.losses)),
+    run, k, growth = self.run, self.config.kasmina, self.parts.growth
+    validation = self.parts.validation
+    measure.update(
+      run,
+      [growth.path(row) for row in range(growth.rows)],
+      batches=validation,
+      baseline=boundary.losses,
+      limits=measure.Limits(
+        share=k.measure_budget,
+        examples=k.measure_examples,
+        min_training=k.min_training_epochs,
+      ),
+      cost=self._programs.evaluate_flops(run, validation[0]),
+      evaluate=lambda state, batches: self._programs.evaluate(
+        run, batches, state=state, account="ablation"
+      )[0],
     )
-    batches = batches[: -(-plan.examples // len(batches[0].mask))]
-    baseline = boundary.losses[: sum(b.count for b in batches)]
-    for row in plan.rows:
-      isolated = stages[row] == Stage.TRAINING
-      path, key = growth.path(row), str(run.keys[row])
-      changed = measure.ablate(run.state, path, key, isolated=isolated)
-      losses, _ = self._programs.evaluate(
-        run, batches, state=changed, account="ablation"
-      )
-      pair = (losses, baseline) if isolated else (baseline, losses)
-      worth = measure.contribution(*pair)
-      measure.note_contribution(run, row, worth, Stage(int(stages[row])))
 
   def _grow(self, boundary: _Boundary) -> None:
     if self.parts.growth.slots:
@@ -254,14 +256,7 @@ class Trainer:
       )
 
   def _record(self, boundary: _Boundary) -> None:
-    run = self.run
-    slots = result.slot_lines(run, self.parts.growth)
-    self._store.log(
-      result.epoch_line(run, boundary.metrics, slots, now=time.time())
-    )
-    self._display.epoch(boundary.metrics, slots)
-    run.sums = empty_sums(run.state)
-    run.logged_loss = run.logged_examples = 0.0
+    self._logbook.epoch(self.run, boundary.metrics)
 
   def _save(self, boundary: _Boundary) -> None:
     every = self.config.checkpoint.every_epochs
@@ -273,53 +268,27 @@ class Trainer:
   def _begin(self) -> None:
     """Starts a new run or takes up the one in the directory."""
     store = self._store
+    self.run, resumed = store.resume(self._fresh, self.parts)
+    self._booked = time.monotonic()
+    overview.show(
+      self._display,
+      self.config,
+      self.parts,
+      store,
+      parameters=self._initial_parameters,
+      epoch=self.run.epoch,
+    )
+    if store.finished:
+      return
     store.attach(self.bus)
     self.bus.subscribe(self._display.event, name="display")
-    resumed = store.resume(self._fresh, self.parts)
-    self.run = resumed or self._fresh
-    self._booked = time.monotonic()
-    self._present()
-    for item in store.damaged:
-      self._report_damage(item)
+    self._report_damage(store.damaged)
     if resumed:
-      self._publish("resumed")
+      self._publish("resumed", **store.redone)
     else:
       self._publish("run_started", policy=self.parts.policy.name)
       self._checkpoint(checkpoints.SCHEDULED)
     self._follow_order()
-
-  def _present(self) -> None:
-    """One line per part."""
-    parts, growth, show = self.parts, self.parts.growth, self._display.part
-    d, t = parts.data, parts.timetable
-    show(
-      "data",
-      f"{d.source}: {len(d.train_labels)} train, {len(d.validation_labels)}"
-      f" validation, {len(d.test_labels)} test, {d.num_classes} classes",
-    )
-    show("oona", f"events to {self._store.path / 'events.jsonl'}")
-    show(
-      "tamiyo",
-      f"policy {parts.policy.name}, asked every"
-      f" {self.config.tamiyo.adaptation_frequency} epochs, at most"
-      f" {growth.rules.max_growths} growths",
-    )
-    show(
-      "kasmina",
-      f"{self.config.host.name}, {self._initial_parameters:,} parameters,"
-      f" {len(growth.slots)} slots ({', '.join(growth.slots) or 'none'}),"
-      f" {len(growth.blueprints)} blueprints",
-    )
-    show(
-      "tolaria",
-      f"{t.epochs} epochs of {t.steps_per_epoch} steps, batch"
-      f" {self.config.data.batch_size}, {self.config.optimizer.name} at"
-      f" {self.config.optimizer.learning_rate:g}, run in {self._store.path}",
-    )
-    show("device", f"{environment()['device']}, jax {jax.__version__}")
-    self._display.begin(
-      epoch=self.run.epoch, epochs=t.epochs, steps_per_epoch=t.steps_per_epoch
-    )
 
   def _complete(self) -> dict[str, Any]:
     """Reads the test set, for the first and only time, and reports."""
@@ -333,6 +302,7 @@ class Trainer:
       "val_accuracy": float(hits.mean()),
       "test_accuracy": float(test_hits.mean()),
     }
+    self._store.wait()
     self._publish("run_finished", status="completed", **figures)
     return self._finish("completed", **figures)
 
@@ -340,6 +310,13 @@ class Trainer:
     self._publish("interrupted", signal=self._stopping.name)
     self._checkpoint("interrupt")
     return self._finish("interrupted")
+
+  def _fail(self, error: RunFailedError) -> None:
+    """Leaves word of a failure, as far as the disk still takes it."""
+    with contextlib.suppress(RunFailedError):
+      self._publish("run_finished", status="failed", reason=str(error))
+    with contextlib.suppress(RunFailedError):
+      self._finish("failed", reason=str(error))
 
   def _finish(self, status: str, **fields: Any) -> dict[str, Any]:
     self._book_time()
@@ -357,62 +334,32 @@ class Trainer:
 
   # --- Faults --------------------------------------------------------------
 
-  def _judge(
-    self, *, loss: float | None = None, accuracy: float | None = None
-  ) -> None:
-    self.run.governor, fault = governor.observe(
-      self.run.governor, self.parts.governor, loss=loss, accuracy=accuracy
-    )
-    if fault:
-      raise _Fault(fault)
-
   def _roll_back(self, fault: governor.Fault) -> None:
-    """Goes back to the last scheduled checkpoint and changes something."""
-    failed, growth = self.run, self.parts.growth
     self._publish("fault", kind=fault.kind, reason=fault.reason)
-    kept, response = governor.respond(
-      failed.governor,
+    self.run, response = faults.roll_back(
+      self.run,
       fault,
-      self.parts.governor,
-      epoch=failed.epoch,
-      last_changed=failed.changed,
+      self._fresh,
+      self.parts,
+      self._store,
+      report=self._report_damage,
     )
-    if response.give_up:
-      raise RunFailedError(response.reason)
-    loaded, damaged = self._store.last_scheduled()
-    for item in damaged:
-      self._report_damage(item)
-    if loaded is None:
-      raise RunFailedError(f"{response.reason}; no checkpoint to go back to")
-    run = recovery.from_checkpoint(loaded, self._fresh, self.parts)
-    run.governor = governor.after_rollback(kept, run.governor)
-    run.ledger = failed.ledger.rewind(run.ledger)
-    run.rolled_back = failed.rolled_back + 1
-    # A deterministic run that only went back would do the same again.
-    run.state = run.state.replace(
-      lr_factor=jnp.asarray(response.lr_factor, jnp.float32),
-      key=jax.random.fold_in(run.state.key, response.attempt),
-    )
-    guilty = [growth.path(r) in kept.quarantined for r in range(growth.rows)]
-    run.slots = lifecycle.quarantine(
-      run.slots, jnp.asarray(guilty, bool), growth.rules, run.epoch
-    )
-    self.run = run
-    self._growth.set_leaves(run)
     self._follow_order()
     self._publish(
       "rolled_back", reason=response.reason, attempt=response.attempt
     )
     if response.quarantine:
       self._publish("quarantined", slot=response.quarantine)
+    self._growth.quarantine(self.run, self.run.governor.quarantined)
 
-  def _report_damage(self, item: checkpoints.Damage) -> None:
-    self._publish(
-      "fault",
-      kind="damaged_checkpoint",
-      reason=f"checkpoint {item.checkpoint.path.name} is damaged"
-      f" ({item.reason}); the one before is used",
-    )
+  def _report_damage(self, damaged: Sequence[checkpoints.Damage]) -> None:
+    for item in damaged:
+      self._publish(
+        "fault",
+        kind="damaged_checkpoint",
+        reason=f"checkpoint {item.checkpoint.path.name} is damaged"
+        f" ({item.reason}); the one before is used",
+      )
 
   # --- Small print ---------------------------------------------------------
 
@@ -429,68 +376,17 @@ class Trainer:
     self._publish("checkpoint", kind=kind)
     self._store.save(self.run, self.bus.next_id, kind=kind, metric=metric)
 
-  def _metrics(
-    self,
-    losses: np.ndarray | None,
-    hits: np.ndarray | None,
-    started: float,
-  ) -> TrainingMetrics:
-    sums = jax.device_get(self.run.sums)
-    return TrainingMetrics(
-      epoch=self.run.epoch,
-      step=self.run.next_batch,
-      train_loss=float(sums.loss / sums.examples),
-      train_accuracy=float(sums.correct / sums.examples),
-      val_loss=float("nan") if losses is None else float(losses.mean()),
-      val_accuracy=float("nan") if hits is None else float(hits.mean()),
-      seconds=time.monotonic() - started,
-    )
-
-  def _log_steps(self, seconds: float, steps: int) -> None:
-    run = self.run
-    sums = jax.device_get(run.sums)
-    total, examples = float(sums.loss), float(sums.examples)
-    loss = (total - run.logged_loss) / (examples - run.logged_examples)
-    run.logged_loss, run.logged_examples = total, examples
-    rate = steps * self.config.data.batch_size / max(seconds, 1e-9)
-    step = jnp.asarray(run.next_batch - 1, jnp.int32)
-    learning_rate = self.parts.steps.learning_rate(step) * run.state.lr_factor
-    self._store.log(
-      {
-        "epoch": run.epoch,
-        "step": run.next_batch,
-        "attempt": run.governor.attempt,
-        "train/loss": loss,
-        "train/accuracy": float(sums.correct) / examples,
-        "learning_rate": float(learning_rate),
-        "time": time.time(),
-        "time/images_per_second": rate,
-      }
-    )
-    self._display.steps(run.next_batch, loss, rate)
-    self._judge(loss=loss)
-
-  def _pace(self, run: Run) -> None:
-    """Reports, once, how fast the first PACE_STEPS steps were."""
-    if self._pace_from is None:
-      jax.block_until_ready(run.state.step)
-      self._pace_from = (run.next_batch, time.monotonic())
-    elif run.next_batch - self._pace_from[0] >= PACE_STEPS > self._paced:
-      jax.block_until_ready(run.state.step)
-      steps = run.next_batch - self._pace_from[0]
-      seconds = time.monotonic() - self._pace_from[1]
-      self._paced = steps
-      self._display.pace(run.next_batch, seconds / steps)
-
   def _publish(self, event: str, **fields: Any) -> None:
     self.bus.publish(
       event, epoch=self.run.epoch, step=self.run.next_batch, **fields
     )
 
   def _on_compile(self, name: str, seconds: float) -> None:
-    """Books a compilation; while training is under way it is a stall."""
-    stall = seconds if name.startswith("train") and self.run.epoch else 0.0
-    self.run.ledger = self.run.ledger.spend(compiling=seconds, stall=stall)
+    """Books a compilation; once steps were made it also stalls training."""
+    waiting = name in ("train", "chunk") and self._logbook.under_way
+    self.run.ledger = self.run.ledger.spend(
+      compiling=seconds, stall=seconds if waiting else 0.0
+    )
     self._publish("compile", program=name, seconds=seconds)
 
   def _book_time(self) -> None:

@@ -224,7 +224,7 @@ def read_json(path: os.PathLike | str) -> dict[str, Any] | None:
 
 
 def open_log(
-  path: os.PathLike | str, *, offset: int = 0, fsync: bool = True
+  path: os.PathLike | str, *, offset: int | None = 0, fsync: bool = True
 ) -> JsonlWriter:
   """Opens a log at the byte where the run goes on.
 
@@ -232,7 +232,8 @@ def open_log(
 
   Args:
     path: the log.
-    offset: as the checkpoint holds it; 0 for a run without one.
+    offset: as the checkpoint holds it; 0 for a run without one. None keeps
+      every line.
     fsync: see `JsonlWriter`.
 
   Raises:
@@ -242,7 +243,8 @@ def open_log(
   """
   log = JsonlWriter(path, fsync=fsync)
   try:
-    log.truncate_to(offset)
+    if offset is not None:
+      log.truncate_to(offset)
   except BaseException:
     log.close()
     raise

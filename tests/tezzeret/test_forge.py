@@ -1,5 +1,7 @@
 """The forge compiles once per name, structure, shape and dtype."""
 
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -125,3 +127,37 @@ def test_donated_arguments_are_gone_after_the_call_alone():
 def test_an_unknown_name_is_an_error():
   with pytest.raises(KeyError, match="nothing"):
     make_forge().program("nothing", jnp.ones(2))
+
+
+def test_a_rare_program_compiles_faster_and_computes_the_same():
+  def chain(x):
+    for n in range(8):
+      sums = jnp.exp(jnp.tanh(x * n)).mean(axis=n % 2, keepdims=True)
+      x = jnp.sin(x) + jnp.broadcast_to(sums, x.shape) * jnp.log1p(x * x)
+    return x
+
+  forge = make_forge()
+  forge.add("often", chain)
+  forge.add("seldom", chain, rare=True)
+  x = jnp.linspace(0, 1, 64).reshape(8, 8)
+  results, seconds = [], []
+  for name in ("often", "seldom"):
+    start = time.process_time()  # of the processor: others do not count
+    program = forge.program(name, x)
+    seconds.append(time.process_time() - start)
+    results.append(program.call(x))
+  np.testing.assert_allclose(*results, rtol=1e-4)
+  assert seconds[1] < seconds[0]
+  assert forge.traces == {"often": 1, "seldom": 1}
+
+
+@pytest.mark.parametrize("rare", [True, False])
+def test_compiler_options_reach_every_program(rare):
+  def forge_with(options):
+    forge = make_forge(options=options)
+    forge.add("total", total, rare=rare)
+    return forge.program("total", jnp.ones(2)).call(jnp.ones(2))
+
+  assert forge_with({"xla_llvm_disable_expensive_passes": True}) == 2
+  with pytest.raises(Exception, match="xla_there_is_no_such_option"):
+    forge_with({"xla_there_is_no_such_option": True})

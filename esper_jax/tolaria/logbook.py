@@ -1,0 +1,117 @@
+"""A run's figures on their way to metrics.jsonl and to whoever watches."""
+
+import math
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from esper_jax.tolaria import result
+from esper_jax.tolaria.assembly import Parts
+from esper_jax.tolaria.display import Display, TrainingMetrics
+from esper_jax.tolaria.run import Run
+from esper_jax.tolaria.steps import empty_sums
+from esper_jax.tolaria.store import Store
+
+PACE_STEPS = 20  # steps after which the display is told how fast they were
+
+
+class Logbook:
+  """Reads a run's sums off the device and reports them.
+
+  Attributes:
+    under_way: whether this process has made a step.
+  """
+
+  def __init__(
+    self, store: Store, display: Display, parts: Parts, *, batch_size: int
+  ):
+    """Makes a logbook for one process.
+
+    Args:
+      store: its metrics log is written.
+      display: told of everything.
+      parts: of the run.
+      batch_size: examples per step.
+    """
+    self.under_way = False
+    self._store = store
+    self._display = display
+    self._parts = parts
+    self._batch_size = batch_size
+    self._pace_from = (0, 0.0)
+    self._paced = False
+    self.begin_epoch(0)
+
+  def begin_epoch(self, step: int) -> None:
+    """Starts the clock of an epoch, or of what is left of it after a step."""
+    self._epoch_from = (step, time.monotonic())
+
+  def pace(self, run: Run) -> None:
+    """Tells, once, how fast the first PACE_STEPS steps were; after a step."""
+    if not self.under_way:  # this step waited for its compilation
+      jax.block_until_ready(run.state.step)
+      self.under_way = True
+      self._pace_from = (run.next_batch, time.monotonic())
+    steps = run.next_batch - self._pace_from[0]
+    if steps >= PACE_STEPS and not self._paced:
+      jax.block_until_ready(run.state.step)
+      self._paced = True
+      seconds = time.monotonic() - self._pace_from[1]
+      self._display.pace(run.next_batch, seconds / steps)
+
+  def steps(self, run: Run) -> float:
+    """Logs what is new since the last call; returns its mean loss."""
+    sums = jax.device_get(run.sums)
+    total, examples = float(sums.loss), float(sums.examples)
+    loss = (total - run.logged_loss) / (examples - run.logged_examples)
+    run.logged_loss, run.logged_examples = total, examples
+    first, started = self._epoch_from
+    seconds = max(time.monotonic() - started, 1e-9)
+    rate = (run.next_batch - first) * self._batch_size / seconds
+    schedule = self._parts.steps.learning_rate
+    step = jnp.asarray(run.next_batch - 1, jnp.int32)
+    self._store.log(
+      result.step_line(
+        run,
+        loss=loss,
+        accuracy=float(sums.correct) / examples,
+        learning_rate=float(schedule(step) * run.state.lr_factor),
+        rate=rate,
+        now=time.time(),
+      )
+    )
+    self._display.steps(run.next_batch, loss, rate)
+    return loss
+
+  def metrics(
+    self,
+    run: Run,
+    losses: np.ndarray | None = None,
+    hits: np.ndarray | None = None,
+  ) -> TrainingMetrics:
+    """What the epoch came to so far.
+
+    Args:
+      run: after at least one step of the epoch.
+      losses, hits: validation, by example; None where it was not read.
+    """
+    sums = jax.device_get(run.sums)
+    return TrainingMetrics(
+      epoch=run.epoch,
+      step=run.next_batch,
+      train_loss=float(sums.loss / sums.examples),
+      train_accuracy=float(sums.correct / sums.examples),
+      val_loss=math.nan if losses is None else float(losses.mean()),
+      val_accuracy=math.nan if hits is None else float(hits.mean()),
+      seconds=time.monotonic() - self._epoch_from[1],
+    )
+
+  def epoch(self, run: Run, metrics: TrainingMetrics) -> None:
+    """Logs an epoch and empties the sums for the next one."""
+    slots = result.slot_lines(run, self._parts.growth)
+    self._store.log(result.epoch_line(run, metrics, slots, now=time.time()))
+    self._display.epoch(metrics, slots)
+    run.sums = empty_sums(run.state)
+    run.logged_loss = run.logged_examples = 0.0

@@ -1,0 +1,117 @@
+"""Every benchmark runs in its smallest form and writes its figures."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from benchmarks import (
+  _common,
+  bottleneck,
+  demo_gain,
+  loop_efficiency,
+)
+from esper_jax.data import datasets
+from esper_jax.types import InputError
+
+TINY = (
+  "--config.data.train_limit=128",
+  "--config.host.width=2",
+  "--config.kasmina.blend_epochs=1",
+  "--config.kasmina.min_training_epochs=1",
+  "--config.tamiyo.warmup_epochs=1",
+  "--config.tamiyo.plateau_epochs=1",
+  "--config.tamiyo.plateau_delta=1.0",
+)
+
+
+def read(path):
+  document = json.loads(path.read_text())
+  assert document["jax"] and document["device"] and document["cores"] >= 1
+  return document
+
+
+def test_demo_gain(tmp_path, capsys):
+  path = tmp_path / "out.json"
+  flags = ["--seeds=2", "--first=100", f"--json={path}"]
+  figures = demo_gain.main([*flags, *TINY, "--config.train.epochs=2"])
+  document = read(path)
+  assert document["benchmark"] == "demo_gain"
+  assert [pair["seed"] for pair in document["pairs"]] == [100, 101]
+  assert document["gain"]["n"] == 2
+  assert document["positive"] == sum(p["gain"] > 0 for p in document["pairs"])
+  assert document["gain"] == figures["gain"]
+  for pair in document["pairs"]:
+    difference = 100 * (pair["grown"] - pair["never"])
+    assert pair["gain"] == pytest.approx(difference)
+  assert "gain in validation accuracy" in capsys.readouterr().out
+
+
+def test_bottleneck(tmp_path, capsys):
+  path = tmp_path / "out.json"
+  flags = ["--seeds=1", "--first=100", f"--json={path}"]
+  bottleneck.main([*flags, *TINY, "--config.train.epochs=6"])
+  document = read(path)
+  (row,) = document["seeds"]
+  assert row["narrowed"] == bottleneck.SLOTS[bottleneck.narrowed_stage(100)]
+  assert row["first"] in bottleneck.SLOTS
+  assert "germination score" in row["reason"]
+  assert set(row["closed"]) == set(bottleneck.SLOTS)
+  assert document["hits"] == (row["first"] == row["narrowed"])
+  assert document["gap"]["mean"] == pytest.approx(row["gap"])
+  assert "first choice at the narrowed stage" in capsys.readouterr().out
+
+
+def test_bottleneck_without_any_growth(tmp_path):
+  path = tmp_path / "out.json"
+  flags = ["--seeds=1", f"--json={path}", *TINY]
+  bottleneck.main([*flags, "--config.train.epochs=1"])
+  document = read(path)
+  assert document["hits"] == 0 and not document["met"]
+  assert document["seeds"][0]["first"] is None
+  assert document["seeds"][0]["closed"] == {}
+
+
+def test_loop_efficiency(tmp_path, capsys):
+  path = tmp_path / "out.json"
+  flags = ["--shapes", "digits", f"--json={path}", *TINY]
+  loop_efficiency.main([*flags, "--config.train.epochs=3"])
+  shape = read(path)["digits"]
+  assert shape["n"] == len(shape["epochs"]) == 3
+  assert shape["germinated"] == 1
+  for epoch in shape["epochs"]:
+    assert 0 < epoch["strict"] <= epoch["bare"]
+    assert epoch["trainer"] > 0
+  low, high = shape["spread"]
+  assert low <= shape["median"] <= high
+  assert shape["strict_median"] <= shape["median"]
+  assert "of the bare loop's speed" in capsys.readouterr().out
+
+
+def test_random_cifar_is_a_data_set(tmp_path):
+  loop_efficiency.write_random_cifar(tmp_path)
+  data = datasets.load("cifar10", dir=str(tmp_path), train_limit=100)
+  assert data.train_images.shape == (100, 32, 32, 3)
+  assert set(data.train_labels) == set(range(10))
+  assert data.train_images.std() > 70  # uniform noise: 73.9
+
+
+def test_the_interval_is_students():
+  values = [1.0, 2.0, 4.0]
+  estimate = _common.interval(values)
+  half = 4.302653 * np.std(values, ddof=1) / math.sqrt(3)  # t, 2 degrees
+  assert estimate.mean == pytest.approx(7 / 3)
+  assert estimate.high - estimate.mean == pytest.approx(half)
+  assert estimate.mean - estimate.low == pytest.approx(half)
+  assert math.isnan(_common.interval([1.0]).low)
+
+
+def test_every_stage_is_drawn():
+  stages = [bottleneck.narrowed_stage(seed) for seed in range(20)]
+  assert set(stages) == {0, 1, 2}
+
+
+def test_unknown_keys_are_refused():
+  with pytest.raises(InputError, match=r"host\.width"):
+    bottleneck.make_config(0, narrowed=None, overrides=["--config.host.wdth=3"])
