@@ -77,7 +77,7 @@ def load_config(source: str, overrides: Sequence[str]) -> ConfigDict:
   return options.config
 
 
-def changed(config: ConfigDict, **sections: dict[str, Any]) -> ConfigDict:
+def changed(config: ConfigDict, **sections: Any) -> ConfigDict:
   """A copy with keys changed: changed(config, tamiyo={"policy": "never"}).
 
   A top-level key is given as it is: changed(config, seed=3).
@@ -93,7 +93,9 @@ def changed(config: ConfigDict, **sections: dict[str, Any]) -> ConfigDict:
   return copy.lock()
 
 
-def train(config: ConfigDict, *, callbacks: Sequence[Callback] = ()) -> Finished:
+def train(
+  config: ConfigDict, *, callbacks: Sequence[Callback] = ()
+) -> Finished:
   """Trains in a temporary directory.
 
   Raises:
@@ -155,4 +157,3 @@ def report(name: str, figures: dict[str, Any], path: str | None) -> None:
   }
   text = json.dumps(document, indent=2, default=plain)
   Path(path).write_text(text + "\n")
-

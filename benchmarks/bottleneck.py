@@ -33,16 +33,18 @@ from benchmarks._common import (
 from esper_jax.command_line import never_grown
 
 SLOTS = ("slot1_1", "slot2_1", "slot3_1")
-BLUEPRINT = "conv3x3"
 TARGET = 0.8  # share of first choices at the narrowed stage
 LEAST_GAP = 3.0  # points, on average over the seeds
 _INNER = 16  # channels inside a block that is not narrowed
+_BLUEPRINT = "wide_block"  # has as many
 FLAGS = (
   "--config.host.name=resnet8",
   "--config.host.width=2",
   "--config.data.augment=crop",
-  "--config.data.crop_padding=1",
-  "--config.train.epochs=24",
+  "--config.data.crop_padding=2",
+  "--config.train.epochs=40",
+  "--config.urza.modules=benchmarks._wide_block",
+  f"--config.kasmina.blueprints={_BLUEPRINT}",
   "--config.tamiyo.max_growths=1",
 )
 
@@ -108,7 +110,7 @@ def examine(seed: int, overrides: Sequence[str] = ()) -> dict[str, Any]:
 
 def planted_at(config: ConfigDict, epoch: int, slot: str) -> ConfigDict:
   """The same run with one seed planted at a given place and time."""
-  schedule = ((epoch, slot, BLUEPRINT),)
+  schedule = ((epoch, slot, _BLUEPRINT),)
   return changed(config, tamiyo={"policy": "schedule", "schedule": schedule})
 
 
@@ -128,10 +130,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
   for seed in range(options.first, options.first + options.seeds):
     row = examine(seed, overrides)
     rows.append(row)
-    closed = ", ".join(f"{s} {x:+.1f}" for s, x in sorted(row["closed"].items()))
+    closed = ", ".join(
+      f"{s} {x:+.1f}" for s, x in sorted(row["closed"].items())
+    )
     print(
       f"seed {seed}: narrowed {row['narrowed']}, gap {row['gap']:+.1f} points,"
-      f" first choice {row['first']} at epoch {row['epoch']}; growth gains"
+      f" first choice {row['first']} at epoch {row['epoch']}"
+      f" ({row['fossilized']} fossilized); growth gains"
       f" {closed or 'nothing'} points",
       flush=True,
     )

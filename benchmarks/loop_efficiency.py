@@ -188,6 +188,7 @@ def measure_shape(
     overrides: flags of the form --config.section.key=value.
   """
   epochs: list[Epoch] = []
+  result: dict[str, Any] = {}
   with tempfile.TemporaryDirectory() as folder:
     own = []
     if name == "cifar10":

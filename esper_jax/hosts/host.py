@@ -42,18 +42,19 @@ def from_linen(module: nn.Module) -> Host:
     *,
     train: bool,
     key: jax.Array | None,
-  ):
-    variables = {"params": params, **collections}
+  ) -> tuple[jax.Array, dict[str, PyTree], dict[str, Any]]:
+    variables: dict[str, Any] = {"params": params, **collections}
     if seeds:
       variables["seeds"] = dict(seeds)
     rngs = None if key is None else {"dropout": key}
     if not train:
-      logits = module.apply(variables, x, train=False)
+      logits: Any = module.apply(variables, x, train=False)
       return logits, dict(collections), dict(seeds)
-    logits, updated = module.apply(
+    out: Any = module.apply(
       variables, x, train=True, rngs=rngs, mutable=[*collections, "seeds"]
     )
+    logits, updated = out
     new = {name: updated.get(name, collections[name]) for name in collections}
-    return logits, new, updated.get("seeds", {})
+    return logits, new, dict(updated.get("seeds", {}))
 
   return Host(init, apply)

@@ -201,7 +201,7 @@ def _flops(
     return blueprint.apply(params, state, x, train=False, key=None)[0]
 
   traced = jax.jit(forward).trace(params, state, x)
-  analysis = traced.lower(lowering_platforms=("cpu",)).cost_analysis()
+  analysis = traced.lower(lowering_platforms=("cpu",)).cost_analysis() or {}
   return float(analysis.get("flops", 0.0))  # absent where there are none
 
 

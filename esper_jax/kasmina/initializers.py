@@ -103,15 +103,40 @@ def germination_score(
   Returns:
     float32 [].
   """
+  gradient = _factor_gradient(blueprint, params, state, x, g)
+  squares = [jnp.square(leaf).sum() for leaf in gradient]
+  return sum(squares, start=jnp.float32(0)) / blueprints.count(params)
 
+
+def first_gain(
+  blueprint: Blueprint,
+  params: PyTree,
+  state: PyTree,
+  x: jax.Array,
+  g: jax.Array,
+) -> jax.Array:
+  """What the seed's first step would take off the loss, per learning rate.
+
+  The sum of magnitudes of d<g, F(x)> / d(zero factor): to first order, the
+  gain of one step of Adam or Lion, which moves each parameter by the learning
+  rate. Arguments as for `germination_score`.
+
+  Returns:
+    float32 [].
+  """
+  gradient = _factor_gradient(blueprint, params, state, x, g)
+  magnitudes = [jnp.abs(leaf).sum() for leaf in gradient]
+  return sum(magnitudes, start=jnp.float32(0))
+
+
+def _factor_gradient(blueprint, params, state, x, g) -> list[jax.Array]:
   def branch(own):
     full = blueprints.with_factor(blueprint, params, own)
     return blueprint.apply(full, state, x, train=False, key=None)[0]
 
   y, vjp = jax.vjp(branch, blueprints.factor(blueprint, params))
   (gradient,) = vjp(g.astype(y.dtype))
-  squares = [jnp.square(leaf).sum() for leaf in jax.tree.leaves(gradient)]
-  return sum(squares, start=jnp.float32(0)) / blueprints.count(params)
+  return jax.tree.leaves(gradient)
 
 
 def _ascend(

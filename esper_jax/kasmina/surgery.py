@@ -233,9 +233,7 @@ def fossilize(state: S, path: Path, key: str) -> S:
   return set_leaves(state, path, key, alpha=1.0, isolation=0.0, updates=1.0)
 
 
-def group_params(
-  params: PyTree, seeds: Mapping[str, Any]
-) -> dict[str, PyTree]:
+def group_params(params: PyTree, seeds: Mapping[str, Any]) -> dict[str, PyTree]:
   """Trainable parameters by optimizer group."""
   from_seeds = {
     group_name(path, key): seed.params

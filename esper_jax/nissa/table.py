@@ -47,7 +47,7 @@ def _slot_rows(
   results: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[str, ...]]:
   names = dict.fromkeys(n for r in results.values() for n in r["slots"])
-  rows = []
+  rows: list[tuple[str, ...]] = []
   for name in names:
     cells = [_slot_cell(result, name) for result in results.values()]
     rows.append((name, *cells))

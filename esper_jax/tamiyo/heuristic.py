@@ -15,14 +15,22 @@ _SHARPNESS = 2.0
 
 
 def heuristic(settings: Settings) -> Rule:
-  """Germinates on a plateau at the place with the highest germination score.
+  """Germinates on a plateau, where a newborn adds most to what is there.
 
   A plateau: over plateau_epochs the validation loss fell by less than
-  plateau_delta of its value. The score is the squared gradient norm of the
-  factor that is zero at birth, per parameter of the seed: how fast the loss
-  would fall at first, for what the seed costs (as in GradMax, Evci et al.,
-  ICLR 2022, arXiv:2201.05125). Pairs without a measured, positive score are
-  never chosen.
+  plateau_delta of its value.
+
+  What: at each slot, the blueprint with the highest germination score, the
+  squared gradient norm of the factor that is zero at birth, per parameter of
+  the seed: how fast the loss would fall at first, for what the seed costs (as
+  in GradMax, Evci et al., ICLR 2022, arXiv:2201.05125).
+
+  Where: the slot at which that seed's expansion is largest, its first-order
+  gain relative to that of the parameters already there (as the ratio of SENN,
+  Mitchell et al. 2023, arXiv:2307.04526, in the geometry of Adam). Scores of
+  different slots do not compare: gradients grow towards the input, seeds
+  towards the output. Where an open slot's expansion is not known, the score
+  alone decides. Pairs without a measured, positive score are never chosen.
   """
   count = 1 if settings.sequential else settings.max_adaptations_per_epoch
 
@@ -49,7 +57,9 @@ def heuristic(settings: Settings) -> Rule:
   def measured(observation: Observation) -> jax.Array:
     known = observation.scores_known.reshape(-1, 1)
     finite = jnp.isfinite(observation.scores)
-    return jnp.where(known & finite, observation.scores, 0.0)
+    return _worth(
+      observation, jnp.where(known & finite, observation.scores, 0.0)
+    )
 
   def propose(state, observation, key) -> Wish:
     del state, key
@@ -103,6 +113,32 @@ def heuristic(settings: Settings) -> Rule:
   )
 
 
+def _worth(observation: Observation, scores: jax.Array) -> jax.Array:
+  """What decides: the expansion of each slot's best blueprint, or the scores.
+
+  Args:
+    observation: see `Observation`.
+    scores: float32 [rows, blueprints], 0 where not measured.
+  """
+  best = _best(observation, scores)
+  expansion = observation.expansion
+  value = jnp.where(best & jnp.isfinite(expansion), expansion, 0.0)
+  return jnp.where(_comparable(observation), value, scores)
+
+
+def _best(observation: Observation, scores: jax.Array) -> jax.Array:
+  """bool [rows, blueprints]: the legal pair of each row that scores highest."""
+  legal = observation.legal[:, int(Action.GERMINATE), :]
+  scores = jnp.where(legal, scores, 0.0)
+  return (scores > 0) & (scores == scores.max(axis=1, keepdims=True))
+
+
+def _comparable(observation: Observation) -> jax.Array:
+  """bool []: whether every slot that has scores has its expansion too."""
+  known, scored = observation.expansion_known, observation.scores_known
+  return (known | ~scored).all() & known.any()
+
+
 def _sharpen(scores: jax.Array) -> jax.Array:
   largest = jnp.maximum(scores.max(), jnp.finfo(jnp.float32).tiny)
   return (scores / largest) ** _SHARPNESS
@@ -120,25 +156,34 @@ def _loss(words: Words, settings: Settings) -> str:
 
 
 def _place(words: Words) -> str:
-  """Compares the score chosen with the best that another slot offers."""
+  """Compares the value that decided with the best that another slot offers."""
   o, row = words.observation, words.row
   kind = int(words.decisions.blueprint[row])
-  score = float(o.scores[row, kind])
+  scores = jnp.where(jnp.isfinite(o.scores), o.scores, 0.0)
+  value = np.asarray(_worth(o, scores))
+  own = float(value[row, kind])
   grown = words.decisions.action == int(Action.GERMINATE)
   elsewhere = np.asarray([name != words.slots[row] for name in words.slots])
   rival = np.asarray(elsewhere & ~grown & o.scores_known).reshape(-1, 1)
   legal = o.legal[:, int(Action.GERMINATE), :]
-  others = np.where(legal & rival & np.isfinite(o.scores), o.scores, 0.0)
+  others = np.where(legal & rival, value, 0.0)
   best = float(others.max())
-  above = (o.scores[grown, words.decisions.blueprint[grown]] > score).any()
-  text = (
-    f"{words.slots[row]} has the {'next ' * bool(above)}highest germination"
-    f" score {score:.1e} per parameter with {words.blueprints[kind]}"
-  )
+  above = (value[grown, words.decisions.blueprint[grown]] > own).any()
+  rank = f"the {'next ' * bool(above)}highest"
+  score = f"germination score {float(o.scores[row, kind]):.1e} per parameter"
+  name, slot = words.blueprints[kind], words.slots[row]
+  if bool(_comparable(o)):
+    text = (
+      f"{slot} has {rank} expansion: the first step of {name} there would gain"
+      f" {own:.2g} times what a step of the parameters it has would"
+      f" ({score})"
+    )
+  else:
+    text = f"{slot} has {rank} {score} with {name}"
   if best <= 0:
     return f"{text}; no other slot has a legal one above zero"
   other_row, other_kind = divmod(int(others.argmax()), others.shape[1])
   return (
-    f"{text}, {score / best:.1f} times the runner-up's"
+    f"{text}, {own / best:.1f} times the runner-up's"
     f" ({words.slots[other_row]} with {words.blueprints[other_kind]})"
   )

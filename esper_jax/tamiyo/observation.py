@@ -82,6 +82,10 @@ class Observation(struct.PyTreeNode):
     scores: float32 [rows, blueprints]. Germination score: squared gradient
       norm of the factor that is zero at birth, per parameter.
     scores_known: bool [rows].
+    expansion: float32 [rows, blueprints]. What the newborn's first step would
+      take off the loss, relative to a step of the parameters that the slot
+      already has: its own seeds' and the host's that reach no earlier slot.
+    expansion_known: bool [rows].
     gate: int32 [rows]. Why the next upward move is refused; 0 = it passes.
     legal: bool [rows, actions, blueprints].
     cost: float32 [rows, blueprints]. Parameters of each blueprint there.
@@ -116,6 +120,8 @@ class Observation(struct.PyTreeNode):
   finite: jax.Array
   scores: jax.Array
   scores_known: jax.Array
+  expansion: jax.Array
+  expansion_known: jax.Array
   gate: jax.Array
   legal: jax.Array
   cost: jax.Array
@@ -212,6 +218,8 @@ def unknown(rows: int, blueprints: int) -> Observation:
     finite=full((rows,), True, b),
     scores=full(pairs, 0, f),
     scores_known=full((rows,), False, b),
+    expansion=full(pairs, 0, f),
+    expansion_known=full((rows,), False, b),
     gate=full((rows,), 0, i),
     legal=legal.at[:, int(Action.WAIT), :].set(True),
     cost=full(pairs, 0, f),

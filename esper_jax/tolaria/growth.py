@@ -21,9 +21,11 @@ from esper_jax.tamiyo.policy import Policy
 from esper_jax.tolaria.observing import make_observe
 from esper_jax.tolaria.run import Run, forget
 from esper_jax.tolaria.state import TrainState, count_parameters
+from esper_jax.tolaria.steps import Probed
 from esper_jax.types import Action, Path, SlotTable, Stage
 
 Signal = tuple[jax.Array, jax.Array]  # activations, cotangents of one slot
+_TINY = float(np.finfo(np.float32).tiny)
 
 
 class GrowthOptions(NamedTuple):
@@ -72,8 +74,8 @@ class Growth:
     policy: Policy,
     bus: Bus,
     *,
-    probe: Callable[[Run], dict[Path, Signal]],
-    score: Callable[[Run, str, Path, Signal], float],
+    probe: Callable[[Run], Probed],
+    score: Callable[[Run, str, Path, Signal], tuple[float, float]],
     check: Callable[[TrainState], None],
   ):
     """Binds a policy to a run's parts.
@@ -82,8 +84,8 @@ class Growth:
       options: what the run fixes.
       policy: Tamiyo.
       bus: where events go.
-      probe: runs the probe: slot path -> what it carries and feels.
-      score: germination score of (blueprint, path, signal).
+      probe: runs the probe.
+      score: germination score and first gain of (blueprint, path, signal).
       check: refuses a state with a seed that the host never reads.
     """
     self.options = options
@@ -138,8 +140,9 @@ class Growth:
         step_flops=step_flops,
       )
       if bool(self._wants_scores(run.policy, observation)):
-        signals = self._probe(run)
-        observation = self._with_scores(run, observation, signals)
+        probed = self._probe(run)
+        signals = probed.signals
+        observation = self._with_scores(run, observation, probed)
       self._ask(run, observation)
     self._carry_out(run, signals)
 
@@ -154,25 +157,31 @@ class Growth:
     self.set_leaves(run)
 
   def _with_scores(
-    self, run: Run, observation: Observation, signals: dict[Path, Signal]
+    self, run: Run, observation: Observation, probed: Probed
   ) -> Observation:
     o, rows = self.options, self.options.rows
     open_rows = np.asarray(observation.legal[:, Action.GERMINATE].any(-1))
     scores = np.zeros((rows, len(o.blueprints)), np.float32)
+    expansion = np.zeros_like(scores)
     squares = np.zeros((2, rows), np.float32)
     for row in range(rows):
-      signal = signals[o.path(row)]
+      path = o.path(row)
+      signal, supply = probed.signals[path], float(probed.supply[path])
       squares[:, row] = [float(jnp.mean(jnp.square(part))) for part in signal]
       if open_rows[row]:
         for column, name in enumerate(o.blueprints):
           if o.fits[row, column]:
-            scores[row, column] = self._score(run, name, o.path(row), signal)
+            score, gain = self._score(run, name, path, signal)
+            scores[row, column] = score
+            expansion[row, column] = gain / max(supply, _TINY)
     return observation.replace(
       activation_ms=jnp.asarray(squares[0]),
       cotangent_ms=jnp.asarray(squares[1]),
       signal_known=jnp.ones(rows, jnp.bool_),
       scores=jnp.asarray(scores),
       scores_known=jnp.asarray(open_rows),
+      expansion=jnp.asarray(expansion),
+      expansion_known=jnp.asarray(open_rows),
     )
 
   def _tell_refusals(self, run: Run, observation: Observation) -> None:
@@ -256,13 +265,12 @@ class Growth:
     moved, planted, removed = self._enact(run.slots, run.epoch)
     for row in np.flatnonzero(np.asarray(removed)):
       key = run.keys[row]
-      if key is None:
-        raise RuntimeError(f"row {row} was culled but holds no seed")
+      assert key is not None  # what was culled was planted
       run.state = surgery.cull(run.state, o.path(int(row)), key)
       run.keys[row] = None
     newborn = [int(row) for row in np.flatnonzero(np.asarray(planted))]
     if not signals and any(run.births[row] == "gradient" for row in newborn):
-      signals = self._probe(run)
+      signals = self._probe(run).signals
     for row in newborn:
       self._plant(run, row, moved, signals.get(o.path(row)))
     run.slots = moved

@@ -12,7 +12,6 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.data.pipeline import eval_batches
@@ -237,8 +236,9 @@ def note_gradients(run: Run, paths: Sequence[Path]) -> None:
       continue
     group = group_name(paths[row], key)
     seed = seeds_at(run.state.seeds, paths[row])[key]
-    whole = [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(seed)]
-    healthy = bool(finite[group]) and all(jax.device_get(whole))
+    leaves = jax.tree.leaves(jax.device_get(seed))
+    whole = all(np.isfinite(leaf).all() for leaf in leaves)
+    healthy = bool(finite[group]) and whole
     host = max(float(square[HOST_GROUP]), np.finfo(np.float32).tiny)
     parity = math.sqrt(float(square[group]) / host) if healthy else 0.0
     signals = signals.replace(

@@ -71,6 +71,8 @@ def make_observe(
       finite=signals.finite,
       scores=jnp.zeros(fits.shape, jnp.float32),
       scores_known=unknown,
+      expansion=jnp.zeros(fits.shape, jnp.float32),
+      expansion_known=unknown,
       gate=lifecycle.gate(slots, signals, rules),
       legal=lifecycle.legal(slots, signals, rules, jnp.asarray(fits), epoch),
       cost=jnp.asarray(cost),

@@ -119,7 +119,7 @@ class Programs:
       "evaluate", *view, batch.images, batch.labels, batch.mask
     ).flops
 
-  def probe(self, run: Run) -> dict[Path, Signal]:
+  def probe(self, run: Run) -> steps.Probed:
     """What every slot carries and feels, on training examples."""
     data = self._parts.data
     order = permutation(
@@ -141,15 +141,16 @@ class Programs:
 
   def score(
     self, run: Run, blueprint: str, path: Path, signal: Signal
-  ) -> float:
-    """The germination score of a blueprint at a slot."""
+  ) -> tuple[float, float]:
+    """The germination score and the first gain of a blueprint at a slot."""
     spec = self._parts.growth.slots[path]
     name = f"score:{blueprint}:{spec.form}"
     self.forge.add(name, _score_function(blueprint, spec), rare=True)
     key = jax.random.fold_in(jax.random.key(self._seed), run.epoch)
     program = self.forge.program(name, key, *signal)
     run.ledger = run.ledger.charge("probe", int(program.flops))
-    return float(program.call(key, *signal))
+    score, gain = program.call(key, *signal)
+    return float(score), float(gain)
 
   def check_consumed(self, state: TrainState) -> None:
     """Refuses a state with a seed that the host's program never reads."""
@@ -171,13 +172,17 @@ class Programs:
     )
 
 
-def _score_function(blueprint: str, spec: Any) -> Callable[..., jax.Array]:
+def _score_function(
+  blueprint: str, spec: Any
+) -> Callable[..., tuple[jax.Array, jax.Array]]:
   def score(key, x, g):
     branch = blueprints.get(blueprint)
     params, state = initializers.initialize("zero_out", branch, key, spec)
     dtype = jnp.dtype(spec.dtype)
-    return initializers.germination_score(
-      branch, params, state, x.astype(dtype), g.astype(dtype)
+    args = branch, params, state, x.astype(dtype), g.astype(dtype)
+    return (
+      initializers.germination_score(*args),
+      initializers.first_gain(*args),
     )
 
   return score

@@ -13,7 +13,13 @@ import optax
 from flax import struct
 
 from esper_jax.hosts.host import Host
-from esper_jax.kasmina.slot import all_seeds, group_name, observe_slots
+from esper_jax.kasmina import segments
+from esper_jax.kasmina.slot import (
+  all_seeds,
+  group_name,
+  observe_slots,
+  seeds_at,
+)
 from esper_jax.kasmina.surgery import group_params, with_group_params
 from esper_jax.tolaria.state import TrainState
 from esper_jax.types import HOST_GROUP, PyTree, SlotTable
@@ -195,6 +201,23 @@ def make_evaluate(
   return evaluate
 
 
+class Probed(NamedTuple):
+  """What the probe finds.
+
+  Attributes:
+    signals: slot path -> (activation, cotangent of the mean cross-entropy),
+      float32 [batch, *shape] both.
+    supply: slot path -> float32 [], what a first step of the parameters that
+      are already there would take off the loss, per learning rate: the sum of
+      the magnitudes of their gradients. There are: those of the host that
+      reach no earlier slot, and the slot's own seeds. Where a slot has none,
+      those of the whole host.
+  """
+
+  signals: dict[str, tuple[jax.Array, jax.Array]]
+  supply: dict[str, jax.Array]
+
+
 def make_probe(
   host: Host,
   preprocess: Callable[[jax.Array, jax.Array | None], jax.Array],
@@ -202,11 +225,9 @@ def make_probe(
 ) -> Callable[..., Any]:
   """Builds the probe: what every slot carries and feels on one batch.
 
-  (params, collections, seeds, images [batch, ...], labels [batch]) ->
-  {path: (activation, cotangent)}, both [batch, *shape], float32; the
-  cotangent is that of the mean cross-entropy. Batch statistics are those of
-  the batch and are not updated; nothing is augmented; a host with dropout
-  drops the same units each time.
+  (params, collections, seeds, images [batch, ...], labels [batch]) -> Probed.
+  Batch statistics are those of the batch and are not updated; nothing is
+  augmented; a host with dropout drops the same units each time.
   """
 
   def probe(params, collections, seeds, images, labels):
@@ -216,19 +237,48 @@ def make_probe(
       for path, spec in slots.items()
     }
 
-    def loss_fn(offsets):
+    def forward(groups, offsets):
+      own = with_group_params(seeds, groups)
+      key = jax.random.key(0)
       with observe_slots(offsets) as trace:
         logits, _, _ = host.apply(
-          params, collections, seeds, x, train=True, key=jax.random.key(0)
+          groups[HOST_GROUP], collections, own, x, train=True, key=key
         )
+      return logits, [trace.outputs[p].astype(jnp.float32) for p in slots]
+
+    def loss_fn(groups, offsets):
+      logits, outputs = forward(groups, offsets)
       losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      outputs = {p: v.astype(jnp.float32) for p, v in trace.outputs.items()}
       return losses.mean(), outputs
 
-    cotangents, activations = jax.grad(loss_fn, has_aux=True)(offsets)
-    return {path: (activations[path], cotangents[path]) for path in slots}
+    groups = group_params(params, seeds)
+    (gradients, cotangents), activations = jax.grad(
+      loss_fn, argnums=(0, 1), has_aux=True
+    )(groups, offsets)
+    fed = segments.first_reached(
+      lambda p: forward({**groups, HOST_GROUP: p}, offsets)[1], params
+    )
+    signals = {
+      path: (activations[n], cotangents[path]) for n, path in enumerate(slots)
+    }
+    return Probed(signals, _supply(list(slots), seeds, gradients, fed))
 
   return probe
+
+
+def _supply(
+  paths: list[str], seeds: PyTree, gradients: dict[str, PyTree], fed: PyTree
+) -> dict[str, jax.Array]:
+  host = jax.tree.leaves(gradients[HOST_GROUP])
+  owners = jax.tree.leaves(fed)
+  supply = {}
+  for n, path in enumerate(paths):
+    own = [g for g, i in zip(host, owners, strict=True) if i == n]
+    for key in seeds_at(seeds, path):
+      own += jax.tree.leaves(gradients[group_name(path, key)])
+    total = sum(jnp.abs(leaf).sum(dtype=jnp.float32) for leaf in own or host)
+    supply[path] = jnp.asarray(total)
+  return supply
 
 
 def mean_square(tree: PyTree) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from benchmarks import (
   loop_efficiency,
 )
 from esper_jax.data import datasets
+from esper_jax.kasmina import blueprints
 from esper_jax.types import InputError
 
 TINY = (
@@ -24,6 +26,15 @@ TINY = (
   "--config.tamiyo.plateau_epochs=1",
   "--config.tamiyo.plateau_delta=1.0",
 )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_blueprint():
+  """Other tests of this process must not meet the benchmark's blueprint."""
+  yield
+  module = sys.modules.pop("benchmarks._wide_block", None)
+  if module:
+    blueprints.unregister(module.NAME)
 
 
 def read(path):

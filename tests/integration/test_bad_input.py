@@ -536,7 +536,10 @@ def test_control_in_the_workdir_of_another_config(refused, run, tmp_path):
 
 
 def spoil_json(name: str, text: str) -> Callable[[Path], None]:
-  return lambda run: (run / name).write_text(text) and None
+  def spoil(run: Path) -> None:
+    (run / name).write_text(text)
+
+  return spoil
 
 
 def as_if_killed(run: Path) -> None:

@@ -4,6 +4,7 @@ A ResNet of three stages, one of them narrowed to a single inner channel; the
 heuristic has to find a place, grow there, and close half of the gap.
 """
 
+import sys
 from typing import Any
 
 import pytest
@@ -11,9 +12,19 @@ import pytest
 from benchmarks import bottleneck
 from benchmarks._common import train
 from esper_jax.command_line import never_grown
+from esper_jax.kasmina import blueprints
 
 SEED = 0
 LIFE = ["GERMINATED", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED"]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _own_blueprint():
+  """Other tests of this process must not meet the benchmark's blueprint."""
+  yield
+  module = sys.modules.pop("benchmarks._wide_block", None)
+  if module:
+    blueprints.unregister(module.NAME)
 
 
 def stage_after(event: dict[str, Any]) -> str | None:

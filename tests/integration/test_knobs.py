@@ -151,11 +151,9 @@ def _train(config: ConfigDict, path: Path) -> Outcome:
     synced.append(os.fstat(fd).st_ino)
     real(fd)
 
-  os.fsync = counted  # of the operating system, not ours
-  try:
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(os, "fsync", counted)  # of the operating system, not ours
     result = Trainer(config, path).train()
-  finally:
-    os.fsync = real
 
   def lines(name: str) -> list[dict[str, Any]]:
     return [_timeless(line) for line in jsonl.read(path / name)]
@@ -294,7 +292,8 @@ def updates(config: ConfigDict) -> Any:
   state, out = chain.init(params), []
   for n in (1.0, 2.0, -0.5):
     gradient = {"w": jnp.asarray([[n, 0.1], [0.2, 1.0]], jnp.float32)}
-    update, state = chain.update(gradient, state, params)
+    made: tuple[Any, Any] = chain.update(gradient, state, params)
+    update, state = made
     out.append(np.asarray(update["w"]).tolist())
   return out
 

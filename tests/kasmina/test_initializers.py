@@ -181,6 +181,29 @@ def test_score_predicts_the_first_drop_of_the_loss():
   assert predicted == pytest.approx(float(loss(params) - after), rel=0.05)
 
 
+def test_first_gain_predicts_a_step_in_signs():
+  spec = SPECS["nhwc"]
+  blueprint = blueprints.get("conv3x3")
+  x, _ = draw_signal(0, spec)
+  target, _ = draw_signal(7, spec)
+  params, state = initialize("zero_out", "conv3x3", spec)
+
+  def loss(params):
+    y = apply(blueprint, params, state, x)
+    return 0.5 * jnp.square(x + y - target).mean()
+
+  g = (x - target) / x.size
+  gain = initializers.first_gain(blueprint, params, state, x, g)
+  assert gain.shape == () and gain.dtype == jnp.float32
+  own = blueprints.factor(blueprint, jax.grad(loss)(params))
+  rate = 1e-4  # Adam's first step: every parameter by the learning rate
+  step = jax.tree.map(lambda leaf: -rate * jnp.sign(leaf), own)
+  after = loss(blueprints.with_factor(blueprint, params, step))
+  assert rate * float(gain) == pytest.approx(
+    float(loss(params) - after), rel=0.05
+  )
+
+
 def test_score_is_the_same_jitted_and_vmapped():
   spec = SPECS["nhwc"]
   blueprint = blueprints.get("depthwise")

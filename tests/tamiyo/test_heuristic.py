@@ -137,3 +137,49 @@ def test_the_second_of_two_is_called_the_next_highest(observe):
   assert "slot2 has the highest germination score 3.2e-04" in first.reason
   assert "slot3 has the next highest germination score" in second.reason
   assert "8.0 times the runner-up's (slot1 with depthwise)" in second.reason
+
+
+EXPANSION = {
+  **CLEAR,
+  "expansion": [[9.0, 0.5], [9.0, 0.2], [0.4, 9.0]],
+  "expansion_known": [True] * 3,
+}
+
+
+def test_the_place_is_where_the_best_blueprint_expands_most(observe):
+  # By score, slot1 takes blueprint 1, slot2 1 and slot3 0: 0.5, 0.2 and 0.4.
+  assert _grown(make("heuristic"), observe(**EXPANSION)) == [(0, 1)]
+  two = make("heuristic", sequential=False)
+  assert _grown(two, observe(**EXPANSION)) == [(0, 1), (2, 0)]
+
+
+def test_only_legal_blueprints_compete(observe):
+  o = observe(**EXPANSION)
+  o = o.replace(legal=o.legal.at[0, GROW, 1].set(False))
+  assert _grown(make("heuristic"), o) == [(0, 0)]
+
+
+def test_a_slot_without_expansion_leaves_the_choice_to_the_score(observe):
+  o = observe(**{**EXPANSION, "expansion_known": [True, False, True]})
+  assert _grown(make("heuristic"), o) == [(1, 1)]
+  closed = o.replace(scores_known=jnp.array([True, False, True]))
+  assert _grown(make("heuristic"), closed) == [(0, 1)]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
+def test_an_expansion_that_is_not_finite_is_never_chosen(observe, bad):
+  expansion = [[9.0, bad], [9.0, 0.2], [0.4, 9.0]]
+  o = observe(**{**EXPANSION, "expansion": expansion})
+  assert _grown(make("heuristic"), o) == [(2, 0)]
+
+
+def test_the_sentence_quotes_the_expansion(observe):
+  policy = make("heuristic")
+  o = observe(**EXPANSION, val_loss=[0.5] * 6 + [0.499, 0.498])
+  (record,) = policy.explain(_decide(policy, o), o, *NAMES)
+  assert record.reason == (
+    "validation loss improved 0.4 % over 2 epochs (plateau below 1 %); slot1"
+    " has the highest expansion: the first step of depthwise there would gain"
+    " 0.5 times what a step of the parameters it has would (germination score"
+    " 2.0e-05 per parameter), 1.2 times the runner-up's (slot3 with conv)"
+  )

@@ -1,10 +1,19 @@
-"""Disks that are full, without filling one."""
+"""Small runs in this process, and disks that are full."""
 
 import contextlib
 import resource
 import subprocess
 
+import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from configs import base
+from esper_jax.oona import jsonl
+from esper_jax.tolaria import arrays
+from esper_jax.tolaria.trainer import Trainer
+
+STEPS = 7  # an epoch of a small run
 
 
 @pytest.fixture
@@ -34,3 +43,98 @@ def tiny_disk(tmp_path):
     pytest.skip("mounting a tmpfs needs root: sudo make test")
   yield path
   subprocess.run(["umount", str(path)], check=True)
+
+
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+  """Lets the trainers of a file share their compiled programs."""
+  settings = {
+    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
+    "jax_persistent_cache_min_compile_time_secs": 0.0,
+    "jax_persistent_cache_min_entry_size_bytes": -1,
+  }
+  before = {name: getattr(jax.config, name) for name in settings}
+
+  def apply(values):
+    for name, value in values.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+
+  apply(settings)
+  yield
+  apply(before)
+
+
+def small_config(**changes):
+  """Digits, a narrow MLP with two slots, five epochs of seven steps."""
+  config = base.get_config()
+  values = {
+    "data.name": "digits",
+    "data.validation_fraction": 0.3,
+    "data.batch_size": 64,
+    "data.train_limit": 64 * STEPS,
+    "host.name": "mlp",
+    "host.width": 8,
+    "optimizer.learning_rate": 5e-3,
+    "oona.fsync": False,
+    "train.epochs": 5,
+    "train.log_every": 3,
+    "kasmina.blueprints": ("dense",),
+    "kasmina.min_training_epochs": 1,
+    "kasmina.blend_epochs": 1,
+    "kasmina.gain_sigmas": 0.0,
+    "kasmina.measure_examples": 64,
+    "tamiyo.policy": "never",
+    "tamiyo.probe_examples": 32,
+    "tamiyo.warmup_epochs": 1,
+  }
+  for name, value in (values | changes).items():
+    section, _, key = name.rpartition(".")
+    (config[section] if section else config)[key] = value
+  return config
+
+
+class Watched:
+  """A trainer, and what it told."""
+
+  def __init__(self, path, callbacks=(), display=None, **changes):
+    self.path = path
+    self.events = []
+    config = small_config(**changes)
+    self.trainer = Trainer(config, path, display=display, callbacks=callbacks)
+    self.trainer.bus.subscribe(self.events.append)
+
+  def train(self):
+    self.result = self.trainer.train()
+    return self
+
+  def times(self, *types):
+    return [(e["type"], e["epoch"]) for e in self.events if e["type"] in types]
+
+  def lines(self, key="train/loss"):
+    return [x[key] for x in jsonl.read(self.path / "metrics.jsonl") if key in x]
+
+  def arrays(self):
+    return arrays.flatten(self.trainer.run.arrays())
+
+
+@pytest.fixture
+def watch(tmp_path, compiled_once):
+  """Makes trainers that are watched: watch(name=..., **{"train.epochs": 3}).
+
+  Without a name each has a directory of its own.
+  """
+  del compiled_once
+  numbers = iter(range(100))
+
+  def make(**options):
+    name = options.pop("name", f"run{next(numbers)}")
+    return Watched(tmp_path / name, **options)
+
+  return make
+
+
+@pytest.fixture
+def make_config():
+  """The config that `watch` makes a trainer of."""
+  return small_config

@@ -787,7 +787,8 @@ def test_the_probe_s_cotangents_are_autodiff_by_hand():
   state = surgery.fossilize(state, "slot1", "dense")
   state = plant("functional", state, "tail/slot", "norm")  # isolated
   probe = jax.jit(steps.make_probe(own.host, noisy, own.slots))
-  signal = probe(own.params, own.collections, state.seeds, images, labels)
+  found = probe(own.params, own.collections, state.seeds, images, labels)
+  signal = found.signals
   assert list(signal) == ["slot1", "tail/slot"]
 
   x = preprocess(images, None).reshape(BATCH, -1)
@@ -809,15 +810,71 @@ def test_the_probe_s_cotangents_are_autodiff_by_hand():
   assert scale > 1e-3  # the tolerance means something
 
 
+def test_the_probe_s_supply_is_what_feeds_each_slot():
+  own = family("functional")
+  images, labels = (part[:BATCH] for part in data()[:2])
+  state = plant("functional", dormant("functional"), "slot1", "dense")
+  state = surgery.fossilize(state, "slot1", "dense")
+  probe = jax.jit(steps.make_probe(own.host, preprocess, own.slots))
+  found = probe(own.params, own.collections, state.seeds, images, labels)
+  seed = state.seeds["slot1"]["dense"]
+
+  def loss(params, branch):
+    seeds = {"slot1": {"dense": seed.replace(params=branch)}}
+    x = preprocess(images, None)
+    logits, _, _ = own.host.apply(params, {}, seeds, x, train=True, key=None)
+    chosen = jax.nn.one_hot(labels, CLASSES)
+    return -(chosen * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+
+  host, branch = jax.grad(loss, argnums=(0, 1))(own.params, seed.params)
+  size = {name: float(jnp.abs(leaf).sum()) for name, leaf in host.items()}
+  grown = sum(float(jnp.abs(leaf).sum()) for leaf in jax.tree.leaves(branch))
+  expected = {"slot1": size["in"] + grown, "tail/slot": size["mid"]}
+  assert list(found.supply) == list(expected)
+  for path, value in expected.items():
+    assert float(found.supply[path]) == pytest.approx(value, rel=1e-4)
+
+
+def test_a_slot_that_nothing_feeds_is_compared_with_the_whole_host():
+  def apply(params, collections, seeds, x, *, train, key):
+    x = x.reshape(x.shape[0], -1)
+    x, seeds = apply_slot(seeds, "bare", x, train=train)
+    x, seeds = apply_slot(seeds, "fed", x @ params["w"], train=train)
+    return x @ params["out"], collections, seeds
+
+  images, labels = (part[:BATCH] for part in data()[:2])
+  x = preprocess(images, None)
+  keys = jax.random.split(jax.random.key(0))
+  params = {
+    "w": jax.random.normal(keys[0], (x[0].size, 4)),
+    "out": jax.random.normal(keys[1], (4, CLASSES)),
+  }
+  host = Host(lambda key, x: (params, {}), apply)
+  slots = surgery.slot_table(
+    lambda: apply(params, {}, {}, x, train=False, key=None)
+  )
+  probe = jax.jit(steps.make_probe(host, preprocess, slots))
+  supply = probe(params, {}, {}, images, labels).supply
+
+  def loss(params):
+    logits, _, _ = apply(params, {}, {}, x, train=True, key=None)
+    chosen = jax.nn.one_hot(labels, CLASSES)
+    return -(chosen * jax.nn.log_softmax(logits)).sum(axis=-1).mean()
+
+  size = {n: float(jnp.abs(g).sum()) for n, g in jax.grad(loss)(params).items()}
+  assert float(supply["fed"]) == pytest.approx(size["w"], rel=1e-4)
+  assert float(supply["bare"]) == pytest.approx(sum(size.values()), rel=1e-4)
+
+
 def test_the_probe_takes_hosts_with_dropout_and_statistics():
   host, params, collections, slots = family("dropout")
   images, labels = (part[:BATCH] for part in data()[:2])
   probe = jax.jit(steps.make_probe(host, preprocess, slots))
-  signal = probe(params, collections, {}, images, labels)
-  same(probe(params, collections, {}, images, labels), signal)
+  found = probe(params, collections, {}, images, labels)
+  same(probe(params, collections, {}, images, labels), found)
   other = jax.tree.map(lambda leaf: leaf + 3, collections)
-  same(probe(params, other, {}, images, labels), signal)  # the batch's own
-  for part in signal["slot1"]:
+  same(probe(params, other, {}, images, labels), found)  # the batch's own
+  for part in found.signals["slot1"]:
     assert part.shape == (BATCH, 8)
     assert (part != 0).any()
 
@@ -829,7 +886,8 @@ def test_the_probe_is_float32_in_a_bfloat16_host():
   signal = {}
   for name, module in (("bfloat16", host), ("float32", own.host)):
     probe = jax.jit(steps.make_probe(module, preprocess, own.slots))
-    signal[name] = probe(own.params, {}, {}, images, labels)["slot1"]
+    found = probe(own.params, {}, {}, images, labels)
+    signal[name] = found.signals["slot1"]
     assert {part.dtype for part in signal[name]} == {jnp.dtype("float32")}
   for a, b in zip(*signal.values(), strict=True):
     np.testing.assert_allclose(a, b, atol=0.1 * float(jnp.abs(b).max()))

@@ -1,0 +1,123 @@
+"""What growth does with a policy's word."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from esper_jax.tamiyo import observation as obs
+from esper_jax.tamiyo.observation import Decision
+from esper_jax.tamiyo.policy import never
+from esper_jax.tamiyo.shepherd import waiting
+from esper_jax.tolaria.growth import Growth
+from esper_jax.types import Action
+
+
+def obey(run, decide, explain=lambda *_: []):
+  """Puts a policy of the test's own in the place of the run's."""
+  trainer = run.trainer
+  policy = never()._replace(
+    decide=lambda state, observation, key: (state, decide(observation)),
+    explain=explain,
+  )
+  trainer._growth = Growth(
+    trainer.parts.growth,
+    policy,
+    trainer.bus,
+    probe=trainer._programs.probe,
+    score=trainer._programs.score,
+    check=trainer._programs.check_consumed,
+  )
+
+
+def at(epoch, row, action, *, initializer=0):
+  """Decides one thing at one boundary."""
+
+  def decide(observation):
+    asked = waiting(observation.stage.shape[0])
+    now = observation.epoch == epoch
+    return asked.replace(
+      action=asked.action.at[row].set(jnp.where(now, int(action), 0)),
+      blueprint=asked.blueprint.at[row].set(0),
+      initializer=asked.initializer.at[row].set(initializer),
+    )
+
+  return decide
+
+
+@pytest.mark.parametrize("chosen", ["", "random", "gradient"])
+def test_a_policy_may_choose_the_initializer(watch, chosen):
+  index = obs.INITIALIZERS.index(chosen)
+
+  def explain(decisions, observation, slots, blueprints):
+    del slots, blueprints
+    if int(observation.epoch) != 1:
+      return []
+    assert decisions.initializer.tolist() == [index, 0]
+    return [Decision("slot1", Action.GERMINATE, "dense", chosen, "so", 0, 1.0)]
+
+  run = watch()
+  obey(run, at(1, 0, Action.GERMINATE, initializer=index), explain)
+  run.train()
+  (birth,) = [e for e in run.events if e["type"] == "germinated"]
+  assert birth["initializer"] == (chosen or "zero_out")
+  assert (run.result["probe_flops"] > 0) == (chosen == "gradient")
+  (decision,) = [e for e in run.events if e["type"] == "decision"]
+  assert decision["reason"] == "so"
+
+
+def test_what_is_not_legal_is_refused_with_a_reason(watch):
+  run = watch()
+  obey(run, at(2, 1, Action.FOSSILIZE))
+  run.train()
+  (refused,) = [e for e in run.events if e["type"] == "gate_refused"]
+  assert refused["slot"] == "slot2"
+  assert refused["action"] == "fossilize"
+  assert refused["reason"] == "the stage does not allow this move"
+  assert run.result["germinated"] == 0
+
+
+def test_a_policy_is_asked_at_its_own_frequency(watch):
+  run = watch(
+    **{
+      "tamiyo.policy": "schedule",
+      "tamiyo.schedule": ((1, "slot1", "dense"),),
+      "tamiyo.adaptation_frequency": 3,
+      "kasmina.training_gain_sigmas": -1e6,
+      "train.epochs": 11,
+    }
+  ).train()
+  asked = {e["epoch"] for e in run.events if e["type"] == "decision"}
+  assert asked == {3, 6, 9}
+  # The lead is not rounded up.
+  assert run.times("germinated") == [("germinated", 4)]
+
+
+def test_only_what_can_germinate_is_scored(watch):
+  run = watch(
+    **{
+      "tamiyo.policy": "heuristic",
+      "kasmina.blueprints": ("dense", "lowrank_dense"),
+    }
+  )
+  growth, own = run.trainer._growth, run.trainer.run
+  run.trainer.train_epoch()
+  growth.quarantine(own, ["slot2"])
+  fits = np.array([[True, False], [True, True]])
+  growth.options = growth.options._replace(fits=fits)
+  observation = growth._observe(
+    own.slots,
+    own.signals,
+    own.history,
+    epoch=own.epoch,
+    parameters=1,
+    step_flops=1.0,
+  )
+  scored = growth._with_scores(
+    own, observation, run.trainer._programs.probe(own)
+  )
+  assert (scored.scores > 0).tolist() == [[True, False], [False, False]]
+  assert scored.scores_known.tolist() == [True, False]
+  assert scored.signal_known.tolist() == [True, True]
+  assert (scored.activation_ms > 0).all()
+  assert (scored.cotangent_ms > 0).all()
+  run.trainer.shutdown()
