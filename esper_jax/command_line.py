@@ -293,17 +293,26 @@ def _train(options: Options) -> None:
   backend = _backend()
   from esper_jax.nissa.console import Console
   from esper_jax.nissa.table import result_table
+  from esper_jax.tolaria.stopping import Stopping
   from esper_jax.tolaria.trainer import Trainer
 
   hint = slow_hint(options.source, backend)
   display = Console(options.verbosity, hint=hint)
-  grown = Trainer(options.config, options.workdir, display=display).train()
-  if not options.control or grown["status"] != "completed":
-    return
-  # Same seed, data order, schedule, epochs and batch; only Tamiyo differs.
-  config = never_grown(options.config)
-  workdir = f"{os.path.normpath(options.workdir)}-control"
-  control = Trainer(config, workdir, display=display).train()
+  stopping = Stopping()
+
+  def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    return Trainer(config, workdir, display=display, stopping=stopping).train()
+
+  # From here on: a signal during the long start also ends in order.
+  with stopping.signals():
+    grown = train(options.config, options.workdir)
+    if not options.control or stopping.requested:
+      return
+    # Same seed, data order, schedule, epochs and batch; only Tamiyo differs.
+    control = train(
+      never_grown(options.config),
+      f"{os.path.normpath(options.workdir)}-control",
+    )
   if options.verbosity and control["status"] == "completed":
     print(f"\n{result_table({'grown': grown, 'never grown': control})}")
 

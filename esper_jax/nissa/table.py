@@ -43,6 +43,11 @@ def engineering(value: float | None) -> str:
   return f"{value:,.0f}"
 
 
+def _share(share: float, budget: float) -> str:
+  over = f" (over {100 * budget:g} %: a small run)" if share > budget else ""
+  return f"{percent(share)}{over}"
+
+
 def _slot_rows(
   results: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[str, ...]]:
@@ -79,7 +84,7 @@ _FIGURES = (
   ("all FLOPs", lambda r: engineering(r["total_flops"])),
   (
     "ablations and probes / training",
-    lambda r: percent(r["measurement_share"]),
+    lambda r: _share(r["measurement_share"], r["measure_budget"]),
   ),
   ("seconds", lambda r: f"{r['wall_seconds']:.1f}"),
   ("  of them compiling", lambda r: f"{r['compile_seconds']:.1f}"),

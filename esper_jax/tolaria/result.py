@@ -22,6 +22,7 @@ def make(
   status: str,
   config_hash: str,
   initial_parameters: int,
+  measure_budget: float,
   val_loss: float | None = None,
   val_accuracy: float | None = None,
   test_accuracy: float | None = None,
@@ -35,6 +36,8 @@ def make(
     status: "completed", "interrupted" or "failed".
     config_hash: of the keys that change results.
     initial_parameters: of the host alone.
+    measure_budget: share of the training FLOPs that ablations and probes may
+      take; a small run exceeds it, as no measurement is done on too little.
     val_loss, val_accuracy, test_accuracy: final figures, None unless the run
       completed; the validation figures then fall back on the last epoch's.
     reason: why the run failed.
@@ -56,6 +59,7 @@ def make(
     "params_initial": initial_parameters,
     "params_final": count_parameters(run.state),
     **run.ledger.summary(),
+    "measure_budget": measure_budget,
     "germinated": run.germinated,
     "fossilized": run.fossilized,
     "culled": run.culled,

@@ -326,6 +326,7 @@ class Trainer:
       status=status,
       config_hash=self._store.hash,
       initial_parameters=self._initial_parameters,
+      measure_budget=self.config.kasmina.measure_budget,
       **fields,
     )
     self._store.write_result(document)

@@ -54,6 +54,7 @@ def result(**changes):
     "train_flops": 1,
     "total_flops": 2,
     "measurement_share": 0.0,
+    "measure_budget": 0.05,
     "wall_seconds": 1.0,
     "compile_seconds": 0.5,
     "germinated": 0,

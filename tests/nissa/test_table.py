@@ -16,6 +16,7 @@ def made(**changes):
     "train_flops": 2.5e12,
     "total_flops": 3e12,
     "measurement_share": 0.05,
+    "measure_budget": 0.05,
     "wall_seconds": 61.23,
     "compile_seconds": 4.0,
     "germinated": 3,
@@ -103,3 +104,9 @@ def test_large_counts_get_a_unit(value, text):
 def test_accuracies_are_in_per_cent():
   assert table.percent(None) == "-"
   assert table.percent(1 / 3) == "33.33 %"
+
+
+def test_a_run_says_where_it_measured_more_than_its_budget():
+  text = table.result_table({"run": made(measurement_share=0.114)})
+  assert "11.40 % (over 5 %: a small run)" in text
+  assert "over" not in table.result_table({"run": made()})
