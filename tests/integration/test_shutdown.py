@@ -1,12 +1,15 @@
 """SIGINT and SIGTERM end a run in order; a second one ends it at once."""
 
+import os
 import signal
 import time
 
 import pytest
 
 LONG = ("train.epochs=400",)
-GRACE, AT_ONCE = 10.0, 2.0  # seconds
+# Seconds; the quick run shares its cores with other tests, so it allows more.
+SLACK = 1.0 if os.environ.get("ESPER_TEST_FULL") else 4.0
+GRACE, AT_ONCE = 10.0 * SLACK, 2.0 * SLACK
 
 
 def under_way(process):
