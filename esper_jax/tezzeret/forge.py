@@ -97,7 +97,7 @@ class Forge:
       *args: arrays or their abstract shapes; they are not used up.
     """
     leaves, structure = jax.tree.flatten(args)
-    key = (name, structure, tuple((x.shape, str(x.dtype)) for x in leaves))
+    key = (name, structure, tuple((x.shape, x.dtype) for x in leaves))
     if key not in self._programs:
       start = time.monotonic()
       lowered = self._jitted[name].lower(*args)

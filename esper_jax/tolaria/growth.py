@@ -18,7 +18,8 @@ from esper_jax.kasmina.slot import seeds_at
 from esper_jax.oona.bus import Bus
 from esper_jax.tamiyo.observation import Observation
 from esper_jax.tamiyo.policy import Policy
-from esper_jax.tolaria.observing import make_observe
+from esper_jax.tezzeret.forge import Forge
+from esper_jax.tolaria.growth_programs import boundary_key, make_programs
 from esper_jax.tolaria.run import Run, forget
 from esper_jax.tolaria.state import TrainState, count_parameters
 from esper_jax.tolaria.steps import Probed
@@ -74,6 +75,7 @@ class Growth:
     policy: Policy,
     bus: Bus,
     *,
+    forge: Forge,
     probe: Callable[[Run], Probed],
     score: Callable[[Run, str, Path, Signal], tuple[float, float]],
     check: Callable[[TrainState], None],
@@ -84,6 +86,7 @@ class Growth:
       options: what the run fixes.
       policy: Tamiyo.
       bus: where events go.
+      forge: compiles what the lifecycle and the policy compute.
       probe: runs the probe.
       score: germination score and first gain of (blueprint, path, signal).
       check: refuses a state with a seed that the host never reads.
@@ -94,24 +97,16 @@ class Growth:
     self._probe = probe
     self._score = score
     self._check = check
-    self._decide = jax.jit(policy.decide)
-    self._wants_scores = jax.jit(policy.wants_scores)
-    rules, fits = options.rules, jnp.asarray(options.fits)
-    self._observe = make_observe(rules, options.fits, options.cost)
-    # Jitted, as each operation that runs alone is compiled alone.
-    self._tick = jax.jit(lambda slots: lifecycle.tick(slots, rules))
-    self._act = jax.jit(
-      lambda slots, action, blueprint, signals, epoch: lifecycle.act(
-        slots, action, blueprint, signals, rules, fits, epoch
-      )
-    )
-    self._finish = jax.jit(
-      lambda slots, signals: lifecycle.finish(slots, signals, rules)
-    )
-    self._enact = jax.jit(
-      lambda slots, epoch: lifecycle.enact(slots, rules, epoch)
-    )
-    self._leaves = jax.jit(lifecycle.leaves)
+    self._consumed: set[Path] = set()  # slots that the host was seen to read
+    self._forge = forge
+    for name, function in make_programs(
+      policy,
+      rules=options.rules,
+      fits=options.fits,
+      cost=options.cost,
+      seed=options.seed,
+    ).items():
+      forge.add(name, function, rare=True)
 
   def boundary(
     self, run: Run, *, step_flops: float, decide: bool, last: bool
@@ -125,21 +120,23 @@ class Growth:
       last: whether training ends here: what is not permanent goes.
     """
     before = np.asarray(run.slots.stage)
-    run.slots = self._tick(run.slots)
+    run.slots = self._call("tick", run.slots)
     self._announce_rest(run, before)
     signals: dict[Path, Signal] = {}
     if last:
-      self._move(run, self._finish(run.slots, run.signals))
+      self._move(run, self._call("finish", run.slots, run.signals))
     elif decide:
-      observation = self._observe(
+      observation, wants_scores = self._call(
+        "observe",
+        run.policy,
         run.slots,
         run.signals,
         run.history,
-        epoch=run.epoch,
-        parameters=count_parameters(run.state),
-        step_flops=step_flops,
+        np.int32(run.epoch),
+        np.float32(count_parameters(run.state)),
+        np.float32(step_flops),
       )
-      if bool(self._wants_scores(run.policy, observation)):
+      if wants_scores:
         probed = self._probe(run)
         signals = probed.signals
         observation = self._with_scores(run, observation, probed)
@@ -151,10 +148,9 @@ class Growth:
     o = self.options
     guilty = np.array([o.path(row) in paths for row in range(o.rows)], bool)
     self._move(
-      run,
-      lifecycle.quarantine(run.slots, jnp.asarray(guilty), o.rules, run.epoch),
+      run, self._call("quarantine", run.slots, guilty, np.int32(run.epoch))
     )
-    self.set_leaves(run)
+    self._set_leaves(run, self._call("leaves", run.slots))
 
   def _with_scores(
     self, run: Run, observation: Observation, probed: Probed
@@ -167,7 +163,7 @@ class Growth:
     for row in range(rows):
       path = o.path(row)
       signal, supply = probed.signals[path], float(probed.supply[path])
-      squares[:, row] = [float(jnp.mean(jnp.square(part))) for part in signal]
+      squares[:, row] = [np.mean(np.square(part)) for part in signal]
       if open_rows[row]:
         for column, name in enumerate(o.blueprints):
           if o.fits[row, column]:
@@ -175,13 +171,13 @@ class Growth:
             scores[row, column] = score
             expansion[row, column] = gain / max(supply, _TINY)
     return observation.replace(
-      activation_ms=jnp.asarray(squares[0]),
-      cotangent_ms=jnp.asarray(squares[1]),
-      signal_known=jnp.ones(rows, jnp.bool_),
-      scores=jnp.asarray(scores),
-      scores_known=jnp.asarray(open_rows),
-      expansion=jnp.asarray(expansion),
-      expansion_known=jnp.asarray(open_rows),
+      activation_ms=squares[0],
+      cotangent_ms=squares[1],
+      signal_known=np.ones(rows, bool),
+      scores=scores,
+      scores_known=open_rows,
+      expansion=expansion,
+      expansion_known=open_rows,
     )
 
   def _tell_refusals(self, run: Run, observation: Observation) -> None:
@@ -199,8 +195,15 @@ class Growth:
   def _ask(self, run: Run, observation: Observation) -> None:
     o = self.options
     self._tell_refusals(run, observation)
-    key = self._key(run, 0)
-    run.policy, decisions = self._decide(run.policy, observation, key)
+    run.policy, decisions, moved, refused = self._call(
+      "decide",
+      run.policy,
+      observation,
+      run.slots,
+      run.signals,
+      np.int32(run.governor.attempt),
+      np.int32(run.epoch),
+    )
     for decision in self.policy.explain(
       decisions, observation, list(o.slots), list(o.blueprints)
     ):
@@ -214,13 +217,6 @@ class Growth:
       )
       if decision.action is Action.GERMINATE:
         run.births[decision.row] = decision.initializer or o.initializer
-    moved, refused = self._act(
-      run.slots,
-      decisions.action,
-      decisions.blueprint,
-      run.signals,
-      run.epoch,
-    )
     for row in np.flatnonzero(np.asarray(refused)):
       self._publish(
         run,
@@ -262,7 +258,9 @@ class Growth:
   def _carry_out(self, run: Run, signals: dict[Path, Signal]) -> None:
     """Carries out what is due: surgery on the tree, then the leaves."""
     o = self.options
-    moved, planted, removed = self._enact(run.slots, run.epoch)
+    moved, planted, removed, leaves = self._call(
+      "enact", run.slots, np.int32(run.epoch)
+    )
     for row in np.flatnonzero(np.asarray(removed)):
       key = run.keys[row]
       assert key is not None  # what was culled was planted
@@ -274,7 +272,7 @@ class Growth:
     for row in newborn:
       self._plant(run, row, moved, signals.get(o.path(row)))
     run.slots = moved
-    self.set_leaves(run)
+    self._set_leaves(run, leaves)
 
   def _plant(
     self,
@@ -291,7 +289,7 @@ class Growth:
       run.state,
       o.slots[path],
       o.blueprints[column],
-      key=self._key(run, 1 + row),
+      key=boundary_key(o.seed, run.governor.attempt, run.epoch, 1 + row),
       optimizer=o.optimizer,
       initializer=run.births[row],
       blend=o.blend,
@@ -300,7 +298,9 @@ class Growth:
       signal=signal,
       permanent=self._permanent(run, row),
     )
-    self._check(run.state)
+    if path not in self._consumed:
+      self._check(run.state)
+      self._consumed.add(path)
     run.germinated += 1
     run.changed[path] = run.epoch
     run.signals = forget(run.signals, row)
@@ -328,9 +328,8 @@ class Growth:
     own = seeds_at(run.state.seeds, self.options.path(row))
     return [key for key in own if key not in living]
 
-  def set_leaves(self, run: Run) -> None:
+  def _set_leaves(self, run: Run, leaves: tuple[jax.Array, ...]) -> None:
     """Lets the seeds' leaves say what the lifecycle says."""
-    leaves = self._leaves(run.slots)
     alpha, isolation, updates = (np.asarray(part) for part in leaves)
     for row, key in enumerate(run.keys):
       if key is not None:
@@ -358,12 +357,8 @@ class Growth:
       "contribution_se": float(s.contribution_se[row]) if known else None,
     }
 
-  def _key(self, run: Run, purpose: int) -> jax.Array:
-    """A key of this boundary; a second attempt after a rollback differs."""
-    key = jax.random.key(self.options.seed)
-    for n in (run.governor.attempt, run.epoch, purpose):
-      key = jax.random.fold_in(key, n)
-    return key
+  def _call(self, name: str, *args: Any) -> Any:
+    return self._forge.program(name, *args).call(*args)
 
   def _publish(self, run: Run, event: str, *, row: int, **fields: Any) -> None:
     if self.options.lanes > 1:

@@ -4,7 +4,6 @@ import math
 import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.tolaria import result
@@ -40,6 +39,7 @@ class Logbook:
     self._display = display
     self._parts = parts
     self._batch_size = batch_size
+    self._learning_rate = jax.jit(parts.steps.learning_rate)
     self._pace_from = (0, 0.0)
     self._paced = False
     self.begin_epoch(0)
@@ -70,14 +70,13 @@ class Logbook:
     first, started = self._epoch_from
     seconds = max(time.monotonic() - started, 1e-9)
     rate = (run.next_batch - first) * self._batch_size / seconds
-    schedule = self._parts.steps.learning_rate
-    step = jnp.asarray(run.next_batch - 1, jnp.int32)
+    rate_now = self._learning_rate(np.int32(run.next_batch - 1))
     self._store.log(
       result.step_line(
         run,
         loss=loss,
         accuracy=float(sums.correct) / examples,
-        learning_rate=float(schedule(step) * run.state.lr_factor),
+        learning_rate=float(rate_now * run.state.lr_factor),
         rate=rate,
         now=time.time(),
       )

@@ -17,7 +17,7 @@ import numpy as np
 from esper_jax.data.pipeline import eval_batches
 from esper_jax.kasmina import surgery
 from esper_jax.kasmina.slot import group_name, seeds_at
-from esper_jax.tolaria.run import Run
+from esper_jax.tolaria.run import Run, noted
 from esper_jax.tolaria.state import TrainState
 from esper_jax.types import HOST_GROUP, Path, Stage
 
@@ -241,10 +241,8 @@ def note_gradients(run: Run, paths: Sequence[Path]) -> None:
     healthy = bool(finite[group]) and whole
     host = max(float(square[HOST_GROUP]), np.finfo(np.float32).tiny)
     parity = math.sqrt(float(square[group]) / host) if healthy else 0.0
-    signals = signals.replace(
-      parity=signals.parity.at[row].set(parity),
-      parity_known=signals.parity_known.at[row].set(True),
-      finite=signals.finite.at[row].set(healthy),
+    signals = noted(
+      signals, row, parity=parity, parity_known=True, finite=healthy
     )
   run.signals = signals
 
@@ -253,11 +251,12 @@ def note_contribution(
   run: Run, row: int, worth: Contribution, stage: Stage
 ) -> None:
   """Puts a measured contribution into the run's signals."""
-  s = run.signals
-  run.signals = s.replace(
-    contribution=s.contribution.at[row].set(worth.mean),
-    contribution_se=s.contribution_se.at[row].set(worth.error),
-    contribution_known=s.contribution_known.at[row].set(True),
-    contribution_age=s.contribution_age.at[row].set(0),
-    contribution_stage=s.contribution_stage.at[row].set(int(stage)),
+  run.signals = noted(
+    run.signals,
+    row,
+    contribution=worth.mean,
+    contribution_se=worth.error,
+    contribution_known=True,
+    contribution_age=0,
+    contribution_stage=stage,
   )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import numpy as np
+import jax
 
 from esper_jax.kasmina.slot import all_seeds
 from esper_jax.tolaria.assembly import Parts
@@ -131,15 +131,13 @@ def epoch_line(
 
 def slot_lines(run: Run, growth: GrowthOptions) -> dict[str, dict[str, Any]]:
   """Stage, blueprint, alpha and contribution of every row, by name."""
-  s, signals = run.slots, run.signals
-  stage, blueprint = np.asarray(s.stage), np.asarray(s.blueprint)
-  known = np.asarray(signals.contribution_known)
+  s, signals = jax.device_get((run.slots, run.signals))
   out = {}
   for row, name in enumerate(_row_names(growth)):
-    column = int(blueprint[row])
-    measured = bool(known[row]) and run.keys[row] is not None
+    column = int(s.blueprint[row])
+    measured = signals.contribution_known[row] and run.keys[row] is not None
     out[name] = {
-      "stage": Stage(int(stage[row])).name,
+      "stage": Stage(int(s.stage[row])).name,
       "blueprint": growth.blueprints[column] if column >= 0 else None,
       "alpha": float(s.alpha[row]),
       "contribution": float(signals.contribution[row]) if measured else None,

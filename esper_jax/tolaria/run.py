@@ -173,8 +173,16 @@ def unknown_signals(rows: int) -> lifecycle.Signals:
 
 def forget(signals: lifecycle.Signals, row: int) -> lifecycle.Signals:
   """Nothing is known of a row whose seed is new or gone."""
-  return signals.replace(
-    contribution_known=signals.contribution_known.at[row].set(False),
-    parity_known=signals.parity_known.at[row].set(False),
-    finite=signals.finite.at[row].set(True),
+  return noted(
+    signals, row, contribution_known=False, parity_known=False, finite=True
   )
+
+
+def noted(
+  signals: lifecycle.Signals, row: int, **values: Any
+) -> lifecycle.Signals:
+  """The signals with some of one row's values changed."""
+  arrays = {name: np.array(getattr(signals, name)) for name in values}
+  for name, value in values.items():
+    arrays[name][row] = value
+  return signals.replace(**arrays)

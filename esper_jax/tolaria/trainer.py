@@ -112,6 +112,7 @@ class Trainer:
       self.parts.growth,
       self.parts.policy,
       self.bus,
+      forge=self._programs.forge,
       probe=self._programs.probe,
       score=self._programs.score,
       check=self._programs.check_consumed,

@@ -87,10 +87,10 @@ def test_bottleneck_without_any_growth(tmp_path):
 def test_loop_efficiency(tmp_path, capsys):
   path = tmp_path / "out.json"
   flags = ["--shapes", "digits", f"--json={path}", *TINY]
-  loop_efficiency.main([*flags, "--config.train.epochs=3"])
+  loop_efficiency.main([*flags, "--config.train.epochs=6"])
   shape = read(path)["digits"]
-  assert shape["n"] == len(shape["epochs"]) == 3
-  assert shape["germinated"] == 1
+  assert shape["n"] == len(shape["epochs"]) == 6
+  assert shape["germinated"] >= 1
   for epoch in shape["epochs"]:
     assert 0 < epoch["strict"] <= epoch["bare"]
     assert epoch["trainer"] > 0

@@ -36,22 +36,6 @@ def stages_of(event: dict[str, Any]) -> list[str]:
   return [event["now"]] if event["type"] == "stage_changed" else []
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _own_blueprint():
-  """Other tests of this process must not meet the benchmark's blueprint."""
-  yield
-  module = sys.modules.pop("benchmarks._wide_block", None)
-  if module:
-    blueprints.unregister(module.NAME)
-
-
-def stage_after(event: dict[str, Any]) -> str | None:
-  """The stage that an event says its slot is in from now on."""
-  if event["type"] == "fossilized":
-    return "FOSSILIZED"
-  return event.get("now") or event.get("stage")
-
-
 @pytest.fixture(scope="module")
 def runs():
   narrowed = bottleneck.narrowed_stage(SEED)

@@ -442,7 +442,13 @@ CASES: dict[str, Case] = {
   "checkpoint.every_epochs": Case(2, saves, {"train.epochs": 3}),
   "checkpoint.keep_last": Case(1, kept_checkpoints, {"train.epochs": 3}),
   "checkpoint.keep_best": Case(
-    3, kept_checkpoints, {"train.epochs": 3, "checkpoint.keep_last": 1}
+    3,
+    kept_checkpoints,
+    {
+      "train.epochs": 3,
+      "checkpoint.every_epochs": 1,
+      "checkpoint.keep_last": 1,
+    },
   ),
   "oona.fsync": Case(True, syncs),
   "urza.modules": Case((), branches),  # see below

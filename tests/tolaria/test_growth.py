@@ -8,7 +8,9 @@ from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo.observation import Decision
 from esper_jax.tamiyo.policy import never
 from esper_jax.tamiyo.shepherd import waiting
+from esper_jax.tezzeret.forge import Forge
 from esper_jax.tolaria.growth import Growth
+from esper_jax.tolaria.growth_programs import make_observe
 from esper_jax.types import Action
 
 
@@ -23,6 +25,7 @@ def obey(run, decide, explain=lambda *_: []):
     trainer.parts.growth,
     policy,
     trainer.bus,
+    forge=Forge(cost=lambda lowered: 0.0),
     probe=trainer._programs.probe,
     score=trainer._programs.score,
     check=trainer._programs.check_consumed,
@@ -104,13 +107,14 @@ def test_only_what_can_germinate_is_scored(watch):
   growth.quarantine(own, ["slot2"])
   fits = np.array([[True, False], [True, True]])
   growth.options = growth.options._replace(fits=fits)
-  observation = growth._observe(
+  observe = make_observe(growth.options.rules, fits, growth.options.cost)
+  observation = observe(
     own.slots,
     own.signals,
     own.history,
-    epoch=own.epoch,
-    parameters=1,
-    step_flops=1.0,
+    jnp.int32(own.epoch),
+    jnp.float32(1),
+    jnp.float32(1),
   )
   scored = growth._with_scores(
     own, observation, run.trainer._programs.probe(own)
@@ -121,3 +125,20 @@ def test_only_what_can_germinate_is_scored(watch):
   assert (scored.activation_ms > 0).all()
   assert (scored.cotangent_ms > 0).all()
   run.trainer.shutdown()
+
+
+def test_the_flops_of_a_large_host_reach_the_policy(watch):
+  seen = []
+
+  def explain(decisions, observation, slots, blueprints):
+    del decisions, slots, blueprints
+    seen.append(float(observation.flops))
+    return []
+
+  run = watch()
+  obey(run, at(1, 0, Action.WAIT), explain)
+  trainer = run.trainer
+  trainer._growth.boundary(  # 2**40 is more than an int32 holds
+    trainer.run, step_flops=2**40, decide=True, last=False
+  )
+  assert seen == [2.0**40]
