@@ -257,7 +257,7 @@ def run(argv: list[str], *, configs: Path) -> int:
   try:
     options = parse(argv)
     if options is None:
-      print(help_text(configs), end="")
+      _write(help_text(configs))
     elif options.dry_run:
       _show_slots(options.config)
     else:
@@ -272,6 +272,17 @@ def run(argv: list[str], *, configs: Path) -> int:
   except RunFailedError as error:
     print(f"failed: {error}", file=sys.stderr)
     return FAILED
+  finally:
+    _write("")  # or what the console left behind is an error at exit
+
+
+def _write(text: str) -> None:
+  """Writes to standard output; what nobody reads any more is dropped."""
+  try:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+  except OSError:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _backend() -> str:
@@ -314,7 +325,7 @@ def _train(options: Options) -> None:
       f"{os.path.normpath(options.workdir)}-control",
     )
   if options.verbosity and control["status"] == "completed":
-    print(f"\n{result_table({'grown': grown, 'never grown': control})}")
+    _write(f"\n{result_table({'grown': grown, 'never grown': control})}\n")
 
 
 def never_grown(config: ConfigDict) -> ConfigDict:
@@ -343,8 +354,10 @@ def _show_slots(config: ConfigDict) -> None:
   _backend()
   from esper_jax.tolaria.assembly import slot_table  # imports JAX
 
-  print(format_slots(slot_table(config)))
-  print(f"config {config_lib.config_hash(config)[:8]} is valid")
+  _write(
+    f"{format_slots(slot_table(config))}\n"
+    f"config {config_lib.config_hash(config)[:8]} is valid\n"
+  )
 
 
 def format_slots(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -1,8 +1,21 @@
-"""Strictness for every test: no silent promotion of dtypes or ranks."""
+"""Strictness for every test: no silent promotion of dtypes or ranks.
 
+Programs are compiled once for all tests, their processes included: that is
+most of what the tests would do otherwise.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+  _programs = tempfile.mkdtemp(prefix="esper-jax-tests-")
+  atexit.register(shutil.rmtree, _programs, ignore_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 

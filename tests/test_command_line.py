@@ -231,6 +231,16 @@ def test_help_and_bad_input_answer_without_jax():
   assert done.returncode == 0, done.stderr.decode()
 
 
+def test_output_that_nobody_reads_is_no_error():
+  help_into_head = (
+    f"{sys.executable} main.py --help | true; echo ${{PIPESTATUS[0]}}"
+  )
+  done = subprocess.run(
+    ["bash", "-c", help_into_head], cwd=ROOT, capture_output=True, text=True
+  )
+  assert (done.stdout, done.stderr) == ("0\n", "")
+
+
 def test_main_is_a_script(monkeypatch, capsys):
   monkeypatch.chdir(ROOT)
   monkeypatch.setattr(sys, "argv", ["main.py", "--config=nothing.py"])

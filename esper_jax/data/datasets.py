@@ -202,11 +202,11 @@ def _hold_out(
   """Returns the indices that stay in train and those of validation."""
   n = len(labels)
   count = round(fraction * n)
-  if not 1 <= count < n:
+  if not 2 <= count < n:  # a standard error needs two
     raise InputError(
       f"data.validation_fraction is {fraction}, which holds out {count} of {n}"
-      " training examples; valid is above 0 and below 1 and leaves at least one"
-      " on each side: set --config.data.validation_fraction"
+      " training examples; valid is above 0 and below 1, to hold out two at"
+      " least and leave one: set --config.data.validation_fraction"
     )
   held = _stratified(labels, count, seed, _VALIDATION)
   return np.setdiff1d(np.arange(n), held), held

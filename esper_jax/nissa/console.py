@@ -84,8 +84,8 @@ class Console:
         f"epoch {epoch:>3}/{self._epochs} [{bar:<{width}}] loss {loss:.4f}"
         f"  {images_per_second:,.0f} images/s"
       )
-      print(f"{_CLEAR}{text}", end="", file=self._stream, flush=True)
       self._on_screen = True
+      self._write(f"{_CLEAR}{text}")
 
   def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
     """One line with the epoch's figures and the slots that are not dormant."""
@@ -124,13 +124,19 @@ class Console:
   def close(self) -> None:
     """Leaves the cursor on a fresh line."""
     if self._on_screen:
-      print(_CLEAR, end="", file=self._stream, flush=True)
+      self._write(_CLEAR)
       self._on_screen = False
 
   def _line(self, text: str) -> None:
     if self._verbosity > QUIET:
       self.close()
-      print(text, file=self._stream, flush=True)
+      self._write(f"{text}\n")
+
+  def _write(self, text: str) -> None:
+    try:
+      print(text, end="", file=self._stream, flush=True)
+    except OSError:  # `| head`, a closed terminal: the run goes on unseen
+      self._verbosity, self._live, self._on_screen = QUIET, False, False
 
 
 def describe(event: dict[str, Any]) -> str:

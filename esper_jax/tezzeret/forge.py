@@ -5,11 +5,14 @@ arguments; the structure of the state is the topology. Programs are lowered
 from abstract shapes and compiled when first asked for, on the calling thread.
 """
 
+import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+
+from esper_jax.types import InputError
 
 _FAST_COMPILATION: Mapping[str, Any] = {"xla_backend_optimization_level": 0}
 
@@ -45,7 +48,7 @@ class Forge:
     """Makes an empty forge.
 
     Args:
-      cost: FLOPs of a lowered program.
+      cost: FLOPs of a program lowered for the CPU.
       on_compile: called with (name, seconds) after each compilation.
       options: of the compiler, for every program.
     """
@@ -103,9 +106,45 @@ class Forge:
       lowered = self._jitted[name].lower(*args)
       options = {**self._options, **self._options_of.get(name, {})}
       compiled = lowered.compile(options or None)
+      if jax.default_backend() != "cpu":
+        lowered = lower_on_cpu(self._jitted[name], *args)
       self._programs[key] = Program(compiled, self._cost(lowered))
       seconds = time.monotonic() - start
       self.compiles += 1
       self.seconds += seconds
       self._on_compile(name, seconds)
     return self._programs[key]
+
+
+def lower_on_cpu(jitted: Any, *args: Any) -> jax.stages.Lowered:
+  """Lower a jitted function for the CPU, whatever backend the run uses.
+
+  Kernels that choose by platform become their jnp reference, so they count
+  (a foreign call would not), and XLA offers cost analysis before compilation
+  on the CPU alone. Nothing is compiled or executed, and a function that was
+  already traced with arguments of these types is not traced again.
+
+  Args:
+    jitted: the result of `jax.jit`.
+    *args: arrays, typed keys or `jax.ShapeDtypeStruct`s, or trees of them.
+
+  Raises:
+    InputError: JAX_PLATFORMS hides the CPU.
+  """
+  try:
+    device = jax.devices("cpu")[0]
+  except RuntimeError as error:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    raise InputError(
+      f"JAX_PLATFORMS={platforms} hides the CPU, on which FLOPs are counted;"
+      f" set it to {platforms},cpu or unset it"
+    ) from error
+  cpu = jax.sharding.SingleDeviceSharding(device)
+
+  def abstract(leaf):
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=cpu, weak_type=leaf.weak_type
+    )
+
+  avals = jax.eval_shape(lambda *leaves: leaves, *args)
+  return jitted.lower(*jax.tree.map(abstract, avals))

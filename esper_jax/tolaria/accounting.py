@@ -19,29 +19,6 @@ from esper_jax.types import PyTree
 Kind = Literal["train", "evaluation", "ablation", "probe", "policy"]
 
 
-def lower_on_cpu(jitted: Any, *args: Any) -> jax.stages.Lowered:
-  """Lower a jitted function for the CPU, whatever backend the run uses.
-
-  Kernels that choose by platform become their jnp reference, so they count
-  (a foreign call would not), and XLA offers cost analysis before compilation
-  on the CPU alone. Nothing is compiled or executed, and a function that was
-  already traced with arguments of these types is not traced again.
-
-  Args:
-    jitted: the result of `jax.jit`.
-    *args: arrays, typed keys or `jax.ShapeDtypeStruct`s, or trees of them.
-  """
-  cpu = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-
-  def abstract(leaf):
-    return jax.ShapeDtypeStruct(
-      leaf.shape, leaf.dtype, sharding=cpu, weak_type=leaf.weak_type
-    )
-
-  avals = jax.eval_shape(lambda *leaves: leaves, *args)
-  return jitted.lower(*jax.tree.map(abstract, avals))
-
-
 def flops(lowered: jax.stages.Lowered) -> int:
   """Count the floating-point operations of one call of a lowered program.
 

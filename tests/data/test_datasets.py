@@ -150,6 +150,7 @@ def test_no_data_and_no_download(tmp_path, monkeypatch):
     ("digits", {"dir": "x"}, "leave --config.data.dir empty"),
     ("cifar10", {"dir": "absent"}, "'absent' holds no CIFAR-10"),
     ("digits", {"validation_fraction": 0.0}, "holds out 0 of 1438"),
+    ("digits", {"validation_fraction": 0.0007}, "holds out 1 of 1438"),
     ("digits", {"validation_fraction": 1.0}, "holds out 1438 of 1438"),
     ("digits", {"validation_fraction": -0.5}, "validation_fraction is -0.5"),
     ("digits", {"train_limit": 1295}, "valid is 0 (all) to 1294"),

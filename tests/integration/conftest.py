@@ -158,21 +158,8 @@ class Lab:
 
 
 @pytest.fixture(scope="session")
-def programs(tmp_path_factory):
-  """Where compiled programs are kept, so that each is compiled once."""
-  return tmp_path_factory.mktemp("programs")
-
-
-@pytest.fixture(scope="session")
-def env(programs):
-  return {
-    **os.environ,
-    "JAX_PLATFORMS": "cpu",
-    "JAX_COMPILATION_CACHE_DIR": str(programs),
-    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-    "PYTHONPATH": str(Path(__file__).parent),
-  }
+def env():
+  return {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
 
 
 @pytest.fixture

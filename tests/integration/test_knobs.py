@@ -458,20 +458,8 @@ APART = ("tamiyo.policy_path", "urza.modules")
 
 
 @pytest.fixture(scope="module", autouse=True)
-def compilation_cache(tmp_path_factory):
-  """Programs are compiled once for all these runs."""
-  names = (
-    "jax_compilation_cache_dir",
-    "jax_persistent_cache_min_compile_time_secs",
-    "jax_persistent_cache_min_entry_size_bytes",
-  )
-  before = {name: getattr(jax.config, name) for name in names}
-  folder = str(tmp_path_factory.mktemp("compiled"))
-  for name, value in zip(names, (folder, 0.0, -1), strict=True):
-    jax.config.update(name, value)
+def _forget_runs():
   yield
-  for name, value in before.items():
-    jax.config.update(name, value)
   _RUNS.clear()
 
 

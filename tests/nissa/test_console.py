@@ -91,6 +91,23 @@ def test_a_pipe_gets_whole_lines_only():
   assert "images/s" not in stream.getvalue()
 
 
+def test_where_nobody_reads_any_more_the_run_goes_on_unseen():
+  class Closed(Terminal):
+    writes = 0
+
+    def write(self, text):
+      del text
+      self.writes += 1
+      raise BrokenPipeError
+
+  shown, stream = made(stream=Closed())
+  shown.steps(3, 0.5, 100.0)
+  shown.part("data", "digits")
+  shown.steps(4, 0.5, 100.0)
+  shown.close()
+  assert stream.writes == 1
+
+
 def test_standard_output_is_the_default(capsys):
   Console().part("data", "digits")
   assert capsys.readouterr().out == "data     digits\n"

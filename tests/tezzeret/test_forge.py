@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esper_jax.tezzeret.forge import Forge
+from esper_jax.tezzeret.forge import Forge, lower_on_cpu
+from esper_jax.types import InputError
 
 
 def make_forge(**options):
@@ -91,6 +92,27 @@ def test_the_cost_is_that_of_the_lowered_program():
   assert forge.program("total", jnp.ones(2)).flops == 7.0
   assert len(texts) == 1
   assert "@jit_total" in texts[0]  # profiles show the given name
+
+
+def test_on_an_accelerator_the_cost_is_counted_on_the_cpu(monkeypatch):
+  costs = []
+  forge = Forge(cost=lambda lowered: costs.append(lowered.cost_analysis()) or 1)
+  monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+  forge.add("product", lambda x: x @ x)
+  program = forge.program("product", jnp.ones((4, 4)))
+  assert program.flops == 1
+  assert costs[0]["flops"] == 2 * 4**3
+  assert forge.traces == {"product": 1}
+
+
+def test_a_hidden_cpu_is_said_in_one_line(monkeypatch):
+  def devices(platform):
+    raise RuntimeError(f"no {platform}")
+
+  monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+  monkeypatch.setattr(jax, "devices", devices)
+  with pytest.raises(InputError, match="set it to cuda,cpu or unset it"):
+    lower_on_cpu(jax.jit(jnp.sin), jnp.ones(2))
 
 
 def test_a_name_stays_with_its_first_function():

@@ -4,9 +4,7 @@ import contextlib
 import resource
 import subprocess
 
-import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from configs import base
 from esper_jax.oona import jsonl
@@ -43,26 +41,6 @@ def tiny_disk(tmp_path):
     pytest.skip("mounting a tmpfs needs root: sudo make test")
   yield path
   subprocess.run(["umount", str(path)], check=True)
-
-
-@pytest.fixture(scope="module")
-def compiled_once(tmp_path_factory):
-  """Lets the trainers of a file share their compiled programs."""
-  settings = {
-    "jax_compilation_cache_dir": str(tmp_path_factory.mktemp("programs")),
-    "jax_persistent_cache_min_compile_time_secs": 0.0,
-    "jax_persistent_cache_min_entry_size_bytes": -1,
-  }
-  before = {name: getattr(jax.config, name) for name in settings}
-
-  def apply(values):
-    for name, value in values.items():
-      jax.config.update(name, value)
-    compilation_cache.reset_cache()
-
-  apply(settings)
-  yield
-  apply(before)
 
 
 def small_config(**changes):
@@ -119,12 +97,11 @@ class Watched:
 
 
 @pytest.fixture
-def watch(tmp_path, compiled_once):
+def watch(tmp_path):
   """Makes trainers that are watched: watch(name=..., **{"train.epochs": 3}).
 
   Without a name each has a directory of its own.
   """
-  del compiled_once
   numbers = iter(range(100))
 
   def make(**options):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import strategies as st
 
 from esper_jax.hosts.registry import make_host
+from esper_jax.tezzeret.forge import lower_on_cpu
 from esper_jax.tolaria import accounting
 from esper_jax.tolaria.accounting import Ledger
 
@@ -60,7 +61,7 @@ def test_dense_host_agrees_with_a_hand_count():
   module = make_host("mlp", num_classes=classes, width=width, slots=())
   step, variables = make_step(module, shape_of(batch, 8, 8, 1))
   got = accounting.flops(
-    accounting.lower_on_cpu(
+    lower_on_cpu(
       jax.jit(step),
       variables,
       shape_of(batch, 8, 8, 1),
@@ -79,7 +80,7 @@ def test_convolutional_host_agrees_with_a_hand_count():
   module = make_host("resnet8", num_classes=classes, width=width, slots=())
   step, variables = make_step(module, shape_of(batch, size, size, 3))
   got = accounting.flops(
-    accounting.lower_on_cpu(
+    lower_on_cpu(
       jax.jit(step),
       variables,
       shape_of(batch, size, size, 3),
@@ -125,7 +126,7 @@ def test_a_scan_counts_one_step_and_chunks_charge_alike():
 
   def scanned(length):
     return accounting.flops(
-      accounting.lower_on_cpu(
+      lower_on_cpu(
         jax.jit(chunk),
         variables,
         shape_of(length, 8, 8, 8, 1),
@@ -134,7 +135,7 @@ def test_a_scan_counts_one_step_and_chunks_charge_alike():
     )
 
   single = accounting.flops(
-    accounting.lower_on_cpu(
+    lower_on_cpu(
       jax.jit(step),
       variables,
       shape_of(8, 8, 8, 1),
@@ -163,8 +164,8 @@ def test_lowering_adds_no_trace_and_keeps_types():
 
   tree, key = {"x": jnp.ones((4, 4))}, jax.random.key(0)
   program(tree, key)
-  lowered = accounting.lower_on_cpu(program, tree, key)
-  again = accounting.lower_on_cpu(program, {"x": shape_of(4, 4)}, key)
+  lowered = lower_on_cpu(program, tree, key)
+  again = lower_on_cpu(program, {"x": shape_of(4, 4)}, key)
   assert traces == [jnp.float32]
   assert accounting.flops(lowered) == accounting.flops(again) > 2 * 4**3
 
@@ -176,16 +177,13 @@ def test_kernels_by_platform_count_as_their_reference():
       x, cpu=lambda x: x @ x, cuda=lambda x: x + x
     )
 
-  counted = accounting.flops(accounting.lower_on_cpu(program, shape_of(16, 16)))
+  counted = accounting.flops(lower_on_cpu(program, shape_of(16, 16)))
   assert counted == 2 * 16**3
 
 
 def test_a_program_without_arithmetic_counts_nothing():
   assert (
-    accounting.flops(
-      accounting.lower_on_cpu(jax.jit(lambda x: x.T), shape_of(4, 2))
-    )
-    == 0
+    accounting.flops(lower_on_cpu(jax.jit(lambda x: x.T), shape_of(4, 2))) == 0
   )
 
 
