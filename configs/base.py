@@ -126,7 +126,8 @@ def get_config() -> ConfigDict:
   config.checkpoint.keep_best = 1  # best checkpoints kept (validation accuracy)
 
   config.oona = ConfigDict()
-  config.oona.fsync = True  # whether each event waits for the disk
+  # whether events are brought to the disk at once, or with each checkpoint
+  config.oona.fsync = True
 
   config.urza = ConfigDict()
   config.urza.modules = ()  # Python modules imported first; they register

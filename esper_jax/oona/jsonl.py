@@ -12,6 +12,7 @@ import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from esper_jax.types import InputError, RunFailedError
@@ -167,15 +168,15 @@ class JsonlWriter:
 
     Args:
       path: its folder must exist.
-      fsync: whether each line is on the disk before `append` returns; without
-        it a line survives the death of the process, not that of the machine,
-        until `sync`.
+      fsync: whether a thread brings each line to the disk at once. Until it
+        has, or until `sync`, a line survives the death of the process, not
+        that of the machine.
 
     Raises:
       InputError: the path cannot be opened for writing.
     """
     self.path = pathlib.Path(path)
-    self._fsync = fsync
+    self._syncer = _Syncer() if fsync else None
     with explain_write_errors(path, error=InputError):
       flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC
       self._fd = os.open(path, flags, 0o644)
@@ -202,15 +203,19 @@ class JsonlWriter:
     with explain_write_errors(self.path):
       try:
         _write_all(self._fd, line)
-        if self._fsync:
-          os.fsync(self._fd)
       except OSError:
         os.ftruncate(self._fd, self._offset)
         raise
-    self._offset += len(line)
+      self._offset += len(line)
+      if self._syncer:
+        self._syncer.sync_soon(self._fd)
 
   def sync(self) -> None:
-    """Waits until every line is on the disk."""
+    """Waits until every line is on the disk; any thread may call it.
+
+    Raises:
+      RunFailedError: it cannot be brought there.
+    """
     with explain_write_errors(self.path):
       os.fsync(self._fd)
 
@@ -260,10 +265,40 @@ class JsonlWriter:
     """Syncs and closes; a second call does nothing."""
     if self._fd >= 0:
       try:
-        self.sync()
+        with explain_write_errors(self.path):
+          if self._syncer:
+            self._syncer.close()
+          os.fsync(self._fd)
       finally:
         os.close(self._fd)
         self._fd = -1
+
+
+class _Syncer:
+  """Syncs a file in a thread; lines that arrive meanwhile share the next sync.
+
+  A failure surfaces as OSError at a later call of either method.
+  """
+
+  def __init__(self):
+    self._pool = ThreadPoolExecutor(1, "fsync")
+    self._pending: list[Future[None]] = []
+
+  def sync_soon(self, fd: int) -> None:
+    last = self._pending[-1] if self._pending else None
+    if last and not (last.running() or last.done()):
+      return  # it has yet to begin, and will cover this line too
+    done = [future for future in self._pending if future.done()]
+    self._pending = [future for future in self._pending if not future.done()]
+    for future in done:
+      future.result()
+    self._pending.append(self._pool.submit(os.fsync, fd))
+
+  def close(self) -> None:
+    pending, self._pending = self._pending, []
+    self._pool.shutdown()
+    for future in pending:
+      future.result()
 
 
 def _write_all(fd: int, data: bytes) -> None:

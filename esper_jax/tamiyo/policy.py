@@ -265,6 +265,11 @@ def register(name: str, build: Callable[[Settings], Rule]) -> None:
   _RULES[name] = build
 
 
+def unregister(name: str) -> None:
+  """Forgets a registered rule, so that an edited one can take its name."""
+  del _RULES[name]
+
+
 def make(name: str, **settings: Any) -> Policy:
   """Makes a policy by name.
 

@@ -151,7 +151,7 @@ class Store:
       meta,
       kind=kind,
       metric=metric,
-      before=self._metrics.sync,
+      before=self._sync_logs,
     )
 
   def wait(self) -> None:
@@ -165,8 +165,12 @@ class Store:
   def write_result(self, document: Mapping[str, Any]) -> None:
     """Writes result.json, after all else is on the disk."""
     self.wait()
-    self._metrics.sync()
+    self._sync_logs()
     workdir.write_json(self._work.result, document)
+
+  def _sync_logs(self) -> None:
+    self._events.sync()
+    self._metrics.sync()
 
   def close(self) -> None:
     """Finishes what is being written and lets the directory go; idempotent."""

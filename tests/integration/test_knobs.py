@@ -26,6 +26,7 @@ from esper_jax.kasmina import blueprints, lifecycle
 from esper_jax.kasmina.gates import legal
 from esper_jax.knobs import KNOBS
 from esper_jax.oona import jsonl
+from esper_jax.tamiyo import policy as policies
 from esper_jax.tolaria import assembly, governor
 from esper_jax.tolaria.run import unknown_signals
 from esper_jax.tolaria.trainer import Trainer
@@ -517,3 +518,4 @@ def test_module_of_the_user_brings_blueprints_and_policies(
       assert __import__(name).PATHS[-1] == path
   finally:
     blueprints.unregister("of_the_user")
+    policies.unregister("of_the_user")

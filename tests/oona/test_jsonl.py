@@ -2,10 +2,13 @@
 
 import contextlib
 import enum
+import errno
 import json
 import os
 import pathlib
 import resource
+import threading
+import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -230,6 +233,48 @@ def test_a_full_disk_keeps_whole_lines(tmp_path, fsync):
   log.append({"n": 2})  # room again
   log.close()
   assert jsonl.read(path) == [{"n": 0}, {"n": 2}]
+
+
+def test_lines_reach_the_disk_without_being_waited_for(tmp_path, monkeypatch):
+  may, synced = threading.Event(), []
+
+  def slow(fd):
+    assert may.wait(10)
+    synced.append(os.fstat(fd).st_size)
+
+  monkeypatch.setattr(os, "fsync", slow)
+  log = jsonl.JsonlWriter(tmp_path / "events.jsonl")
+  for n in range(5):
+    log.append({"n": n})
+  size = log.offset
+  assert synced == []
+  may.set()
+  log.close()
+  # The first line alone or with others, then the rest, then the last word.
+  assert 2 <= len(synced) <= 3
+  assert synced[-1] == size
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_disk_that_fails_while_syncing_stops_the_run(
+  tmp_path, monkeypatch, late
+):
+  def failing(fd):
+    raise OSError(errno.EIO, "Input/output error")
+
+  log = jsonl.JsonlWriter(tmp_path / "events.jsonl")
+  with monkeypatch.context() as patch:
+    patch.setattr(os, "fsync", failing)
+    log.append({"n": 0})
+    while not log._syncer._pending[0].done():
+      time.sleep(0.001)
+  with pytest.raises(RunFailedError, match="events.jsonl: Input/output error"):
+    if late:
+      log.close()
+    else:
+      log.append({"n": 1})
+  log.close()
+  assert jsonl.read(log.path)[0] == {"n": 0}
 
 
 def test_a_full_disk_while_truncating_loses_no_line(tmp_path):

@@ -260,6 +260,8 @@ def test_own_policy(observe):
   assert "cheapest" in policies.names()
   with pytest.raises(InputError, match="'cheapest' exists already"):
     policies.register("cheapest", cheapest)
+  policies.unregister("cheapest")
+  assert "cheapest" not in policies.names()
 
 
 def test_a_rule_can_be_used_without_a_name(observe):
