@@ -4,7 +4,7 @@ Command: python main.py --config=configs/cifar10.py
 
 Profiles:
   :gpu    (default) ResNet-18, 100 epochs, one GPU
-  :cpu    ResNet-8 of width 8, 16 epochs on 10,000 images, 2 CPU cores
+  :cpu    ResNet-8 of width 8, 24 epochs on 10,000 images, 2 CPU cores
   :smoke  two training steps of ResNet-8, 2 CPU cores: does it all run?
 """
 
@@ -34,7 +34,7 @@ def get_config(profile: str = "gpu") -> ConfigDict:
     config.host.name = "resnet8"
     config.host.width = 8
     config.data.train_limit = 10_000
-    config.train.epochs = 16
+    config.train.epochs = 24
     config.optimizer.learning_rate = 4e-3
     config.train.precision = "float32"
     config.kasmina.blend_epochs = 2
