@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,7 +151,6 @@ def report(name: str, figures: dict[str, Any], path: str | None) -> None:
   document = {
     "benchmark": name,
     **environment(),
-    "cores": os.cpu_count(),
     **figures,
   }
   text = json.dumps(document, indent=2, default=plain)

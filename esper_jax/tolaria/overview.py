@@ -1,6 +1,5 @@
 """What a run is made of, in a line per part."""
 
-import jax
 from ml_collections import ConfigDict
 
 from esper_jax.tolaria.assembly import Parts
@@ -42,7 +41,7 @@ def show(
     "tolaria": f"{timetable.epochs} epochs of {timetable.steps_per_epoch}"
     f" steps, batch {config.data.batch_size}, {config.optimizer.name} at"
     f" {config.optimizer.learning_rate:g}, run in {store.path}",
-    "device": f"{environment()['device']}, jax {jax.__version__}",
+    "device": "{device}, {cores} cores, jax {jax}".format(**environment()),
   }
   for name, text in lines.items():
     display.part(name, text)

@@ -7,6 +7,7 @@ logs as one that was not.
 
 import contextlib
 import dataclasses
+import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
@@ -240,10 +241,13 @@ def _whole_lines(log: Path) -> list[dict[str, Any]]:
 
 
 def environment() -> dict[str, Any]:
-  """Versions and device."""
+  """Versions, device, and cores: XLA splits some sums among them on CPU."""
   device = jax.devices()[0]
+  # What this process may use, where the system tells; `taskset` changes it.
+  usable = getattr(os, "sched_getaffinity", None)
   return {
     "python": platform.python_version(),
     "jax": jax.__version__,
     "device": f"{device.platform}:{device.device_kind}",
+    "cores": len(usable(0)) if usable else os.cpu_count(),
   }
