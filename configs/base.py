@@ -4,7 +4,7 @@ from ml_collections import ConfigDict, FieldReference
 
 
 def get_config() -> ConfigDict:
-  """Returns the defaults; `esper_jax.config` holds the range of each key."""
+  """Returns the defaults; `esper_jax/knobs.py` holds the range of each key."""
   config = ConfigDict()
   config.seed = 0  # integer; every random draw of the run derives from it
   config.deterministic = False  # on GPU: only bit-reproducible operations
@@ -95,7 +95,7 @@ def get_config() -> ConfigDict:
   config.tamiyo = ConfigDict()
   # never | periodic | schedule | random | heuristic
   config.tamiyo.policy = "heuristic"
-  config.tamiyo.policy_path = ""  # file of a learned policy; "" = none
+  config.tamiyo.policy_path = ""  # file of a policy of your own; "" = none
   config.tamiyo.adaptation_frequency = 1  # epochs between two decisions
   config.tamiyo.max_adaptations_per_epoch = 2  # germinations per decision
   config.tamiyo.max_growths = 8  # germinations in the whole run

@@ -41,6 +41,7 @@ Exit codes:
   0  the run completed, or was interrupted and can be resumed
   1  the run failed
   2  bad input: nothing was started
+  130, 143  a second signal ended it at once; the last checkpoint is whole
 
 Examples:
 {examples}
@@ -110,7 +111,7 @@ def _define_flags() -> flags.FlagValues:
   for name, text in (
     ("dry_run", "check the config, show the host's slots, train nothing"),
     ("control", "then train the same run without growth, and compare"),
-    ("verbose", "print more: every decision and checkpoint"),
+    ("verbose", "print more: every event, compilations and checkpoints too"),
     ("quiet", "print errors only"),
     ("help", "print this"),
   ):

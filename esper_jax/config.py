@@ -170,7 +170,8 @@ def _check_together(flat: Mapping[str, Any]) -> None:
   require(
     len(widths) in (0, STAGES[host]),
     "host.inner_widths",
-    f"has {len(widths)} widths where {host} has {STAGES[host]} stages",
+    f"has {len(widths)} widths where {host} has {STAGES[host]} stages; give as"
+    " many, or --config.host.inner_widths='()'",
   )
   name = flat["data.name"]
   pixels = PIXELS[name]

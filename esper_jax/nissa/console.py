@@ -67,8 +67,8 @@ class Console:
     left = self._epochs * self._steps_per_epoch - step
     remaining = left * seconds_per_step
     self._line(
-      f"pace     {self._steps_per_epoch * seconds_per_step:.3g} s an epoch,"
-      f" about {duration(remaining)} to go (before growth)"
+      f"pace     {duration(self._steps_per_epoch * seconds_per_step)} an epoch,"
+      f" about {duration(remaining)} to go; growth and compiling come on top"
     )
     if remaining > LONG_RUN and self._hint:
       self._line(f"hint     {self._hint}")
@@ -146,6 +146,8 @@ def describe(event: dict[str, Any]) -> str:
     figures: dict[str, Any] = {}
   else:
     what = event["type"].replace("_", " ")
+    if event["type"] == "resumed":
+      what += f" after epoch {event['epoch']}, step {event['step']}"
     figures = {
       key: value
       for key, value in event.items()
@@ -160,8 +162,10 @@ def describe(event: dict[str, Any]) -> str:
 
 
 def duration(seconds: float) -> str:
-  """Seconds as people say them: 42 s, 3 min 5 s, 2 h 10 min."""
+  """Seconds as people say them: 0.12 s, 42 s, 3 min 5 s, 2 h 10 min."""
   whole = round(seconds)
+  if seconds < 10:
+    return f"{seconds:.2g} s"
   if whole < 60:
     return f"{whole} s"
   minutes, rest = divmod(whole, 60)

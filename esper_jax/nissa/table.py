@@ -66,6 +66,8 @@ def _slot_cell(result: Mapping[str, Any], name: str) -> str:
   grown = [s["key"] for s in result["seeds"] if s["slot"] == name]
   stage = row["stage"].lower()
   text = f"{', '.join(grown)} {stage}" if grown else stage
+  if row["culled"]:
+    text += f", {row['culled']} culled"
   if row["contribution"] is not None:
     text += f" ({row['contribution']:+.4f} nats)"
   return text

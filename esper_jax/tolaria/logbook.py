@@ -14,6 +14,10 @@ from esper_jax.tolaria.steps import empty_sums
 from esper_jax.tolaria.store import Store
 
 PACE_STEPS = 20  # steps after which the display is told how fast they were
+PACE_SECONDS = 20.0  # or less, where so many seconds have passed
+# JAX runs ahead of slow steps, and a signal would wait for all of them: calls
+# that take longer than this are waited for one by one.
+SLOW_CALL = 0.2
 
 
 class Logbook:
@@ -42,23 +46,32 @@ class Logbook:
     self._learning_rate = jax.jit(parts.steps.learning_rate)
     self._pace_from = (0, 0.0)
     self._paced = False
+    self._wait_for_steps = True  # until their pace is known
     self.begin_epoch(0)
 
   def begin_epoch(self, step: int) -> None:
     """Starts the clock of an epoch, or of what is left of it after a step."""
     self._epoch_from = (step, time.monotonic())
 
-  def pace(self, run: Run) -> None:
-    """Tells, once, how fast the first PACE_STEPS steps were; after a step."""
-    if not self.under_way:  # this step waited for its compilation
+  def pace(self, run: Run, count: int) -> None:
+    """Tells, once, how fast the first steps were; called after each call.
+
+    Args:
+      run: after the call.
+      count: steps that the call made.
+    """
+    if self._wait_for_steps:
       jax.block_until_ready(run.state.step)
+    if not self.under_way:  # this step waited for its compilation
       self.under_way = True
       self._pace_from = (run.next_batch, time.monotonic())
+    if self._paced:
+      return
     steps = run.next_batch - self._pace_from[0]
-    if steps >= PACE_STEPS and not self._paced:
-      jax.block_until_ready(run.state.step)
+    seconds = time.monotonic() - self._pace_from[1]
+    if steps >= PACE_STEPS or (steps and seconds >= PACE_SECONDS):
       self._paced = True
-      seconds = time.monotonic() - self._pace_from[1]
+      self._wait_for_steps = seconds / steps * count > SLOW_CALL
       self._display.pace(run.next_batch, seconds / steps)
 
   def steps(self, run: Run) -> float:

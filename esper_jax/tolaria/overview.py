@@ -2,7 +2,8 @@
 
 from ml_collections import ConfigDict
 
-from esper_jax.tolaria.assembly import Parts
+from esper_jax.kasmina import lifecycle
+from esper_jax.tolaria.assembly import Parts, Timetable
 from esper_jax.tolaria.display import Display
 from esper_jax.tolaria.store import Store, environment
 
@@ -33,14 +34,15 @@ def show(
     f" test, {data.num_classes} classes",
     "oona": f"events to {store.path / 'events.jsonl'}",
     "tamiyo": f"policy {parts.policy.name}, asked every"
-    f" {config.tamiyo.adaptation_frequency} epochs, at most"
-    f" {growth.rules.max_growths} growths",
-    "kasmina": f"{config.host.name}, {parameters:,} parameters,"
-    f" {len(growth.slots)} slots ({', '.join(growth.slots) or 'none'}),"
-    f" {len(growth.blueprints)} blueprints",
-    "tolaria": f"{timetable.epochs} epochs of {timetable.steps_per_epoch}"
-    f" steps, batch {config.data.batch_size}, {config.optimizer.name} at"
-    f" {config.optimizer.learning_rate:g}, run in {store.path}",
+    f" {_count(config.tamiyo.adaptation_frequency, 'epoch')}, at most"
+    f" {_count(growth.rules.max_growths, 'growth')}{_deadline(growth.rules)}",
+    "kasmina": f"{config.host.name}, {_count(parameters, 'parameter')},"
+    f" {_count(len(growth.slots), 'slot')}"
+    f" ({', '.join(growth.slots) or 'none'}),"
+    f" {_count(len(growth.blueprints), 'blueprint')}",
+    "tolaria": f"{_length(timetable)}, batch {config.data.batch_size},"
+    f" {config.optimizer.name} at {config.optimizer.learning_rate:g},"
+    f" run in {store.path}",
     "device": "{device}, {cores} cores, jax {jax}".format(**environment()),
   }
   for name, text in lines.items():
@@ -50,3 +52,27 @@ def show(
     epochs=timetable.epochs,
     steps_per_epoch=timetable.steps_per_epoch,
   )
+
+
+def _count(number: int, what: str) -> str:
+  return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def _length(timetable: Timetable) -> str:
+  whole = timetable.epochs * timetable.steps_per_epoch
+  if timetable.total_steps < whole:  # train.max_steps
+    return _count(timetable.total_steps, "step")
+  steps = _count(timetable.steps_per_epoch, "step")
+  return f"{_count(timetable.epochs, 'epoch')} of {steps}"
+
+
+def _deadline(rules: lifecycle.Rules) -> str:
+  """Until when a seed may be planted, so that its whole life fits."""
+  fits = [
+    epoch
+    for epoch in range(1, rules.epochs)
+    if lifecycle.earliest_fossil(epoch, rules) <= rules.epochs
+  ]
+  if fits:
+    return f", the last by epoch {fits[-1]}"
+  return f"; none, as a seed's life takes more than {rules.epochs} epochs"

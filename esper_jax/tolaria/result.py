@@ -130,7 +130,7 @@ def epoch_line(
 
 
 def slot_lines(run: Run, growth: GrowthOptions) -> dict[str, dict[str, Any]]:
-  """Stage, blueprint, alpha and contribution of every row, by name."""
+  """Stage, blueprint, alpha, culls and contribution of every row, by name."""
   s, signals = jax.device_get((run.slots, run.signals))
   out = {}
   for row, name in enumerate(_row_names(growth)):
@@ -140,6 +140,7 @@ def slot_lines(run: Run, growth: GrowthOptions) -> dict[str, dict[str, Any]]:
       "stage": Stage(int(s.stage[row])).name,
       "blueprint": growth.blueprints[column] if column >= 0 else None,
       "alpha": float(s.alpha[row]),
+      "culled": run.culls[row],
       "contribution": float(signals.contribution[row]) if measured else None,
       "contribution_se": (
         float(signals.contribution_se[row]) if measured else None

@@ -68,6 +68,7 @@ class Run:
     slots: lifecycle of every row (slot x lane).
     signals: what Tamiyo and the gates know of every row.
     keys: row -> key of the row's present seed in its slot, None if dormant.
+    culls: row -> seeds culled there.
     births: row -> initializer of the row's present or next seed, "" if none.
     history: of the last epochs.
     policy: Tamiyo's own state.
@@ -88,6 +89,7 @@ class Run:
   signals: lifecycle.Signals
   keys: list[str | None]
   births: list[str]
+  culls: list[int]
   history: History
   policy: PyTree
   governor: GovernorState
@@ -119,6 +121,7 @@ class Run:
     return {
       "keys": self.keys,
       "births": self.births,
+      "culls": self.culls,
       "governor": self.governor.to_dict(),
       "ledger": self.ledger.to_dict(),
       **{name: getattr(self, name) for name in FACTS},

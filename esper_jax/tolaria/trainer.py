@@ -144,6 +144,7 @@ class Trainer:
     """
     try:
       if self._store.finished:
+        self._display.part("tolaria", "this run was completed before")
         self._display.finish(self._store.finished, self._store.path)
         return self._store.finished
       with self._stopping.signals():
@@ -197,7 +198,7 @@ class Trainer:
       count = chunk if end - before >= chunk else 1
       rows = [next(self._batches) for _ in range(count)]
       self._programs.train(run, np.stack(rows))
-      self._logbook.pace(run)
+      self._logbook.pace(run, count)
       if run.next_batch // log_every != before // log_every:
         loss = self._logbook.steps(run)
         faults.judge(run, self.parts.governor, loss=loss)

@@ -119,7 +119,8 @@ def test_start_lines_say_what_the_run_is_made_of(run):
   assert "256 train, 431 validation, 359 test, 10 classes" in said["data"]
   assert said["oona"].endswith("start/events.jsonl")
   assert "policy heuristic" in said["tamiyo"]
-  assert "2 slots (slot1, slot2), 1 blueprints" in said["kasmina"]
+  assert "2 slots (slot1, slot2), 1 blueprint" in said["kasmina"]
+  assert said["tolaria"].startswith("2 steps, ")
   assert "batch 16, adamw at 0.005" in said["tolaria"]
   assert said["device"].startswith("cpu:")
   assert re.search(r"^epoch   1/1  train loss .* val loss .* s$", out, re.M)
@@ -131,7 +132,9 @@ def test_after_twenty_steps_the_pace_is_known(run):
   paces = re.findall(r"^pace .*$", out, re.M)
   assert len(paces) == 1
   assert re.fullmatch(
-    r"pace     [\d.e-]+ s an epoch, about .+ to go \(before growth\)", paces[0]
+    r"pace     [\d.e-]+ s an epoch, about .+ to go; growth and compiling come"
+    " on top",
+    paces[0],
   )
   assert out.index("device ") < out.index(paces[0]) < out.index("epoch   1/2")
 

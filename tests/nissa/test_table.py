@@ -28,8 +28,8 @@ def made(**changes):
   }
 
 
-def slot(stage="DORMANT", contribution=None):
-  return {"stage": stage, "contribution": contribution}
+def slot(stage="DORMANT", contribution=None, culled=0):
+  return {"stage": stage, "contribution": contribution, "culled": culled}
 
 
 def test_figures_of_one_run():
@@ -58,7 +58,7 @@ def test_columns_are_aligned_and_slots_follow_the_figures():
   grown = made(
     slots={
       "slot1": slot("FOSSILIZED", 0.01234),
-      "slot2": slot("EMBARGOED"),
+      "slot2": slot("EMBARGOED", culled=2),
       "slot1#2": slot("DORMANT"),
     },
     seeds=[
@@ -76,7 +76,7 @@ def test_columns_are_aligned_and_slots_follow_the_figures():
   assert found["slot1"] == (
     ["dense,", "dense_2", "fossilized", "(+0.0123", "nats)", "-"]
   )
-  assert found["slot2"] == ["embargoed", "-"]
+  assert found["slot2"] == ["embargoed,", "2", "culled", "-"]
   assert found["slot1#2"] == ["dormant", "-"]
   assert found["slot3"] == ["-", "dormant"]
   end = next(line for line in lines if "at the end" in line)

@@ -60,6 +60,7 @@ def make_run(state: TrainState, **changes) -> Run:
     signals=unknown_signals(len(PATHS)),
     keys=keys,
     births=[""] * len(PATHS),
+    culls=[0] * len(PATHS),
     history=History.empty(),
     policy=(),
     governor=GovernorState(),
