@@ -402,7 +402,8 @@ def test_what_a_display_is_told(watch):
   assert second.result == run.result
   assert second.events == []
   kinds = [t[0] for t in again.told]
-  assert kinds == ["part"] * 6 + ["begin", "finish", "close"]
+  assert kinds == ["part"] * 6 + ["begin", "part", "finish", "close"]
+  assert again.told[7][2] == "this run was completed before"
   assert again.told[6] == ("begin", 5, 5, STEPS)
   assert (run.path / "events.jsonl").read_bytes() == before
   assert equal(second.arrays(), run.arrays())  # the network is there
