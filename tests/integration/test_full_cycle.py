@@ -14,7 +14,7 @@ from benchmarks._common import train
 from esper_jax.command_line import never_grown
 from esper_jax.kasmina import blueprints
 
-SEED = 2  # its stage 3 is narrow; the gap is above LEAST_GAP
+SEED = 7  # its stage 3 is narrow; the gap is above LEAST_GAP
 LIFE = ["GERMINATED", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED"]
 
 

@@ -55,7 +55,7 @@ def test_sigterm_at_random_moments(lab, whole, same):
     assert process.left.events("interrupted")[-1]["signal"] == "SIGTERM"
     stops += 1
   left = lab.run("stopped")
-  assert stops >= 0.6 * TIMES
+  assert stops >= TIMES // 2  # a busy machine is stopped during its start
   same(left, whole)
   assert left.result["redone_steps"] == 0
 
