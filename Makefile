@@ -24,7 +24,7 @@ test: lint  ## lint, type check and the quick tests, with coverage
 	$(BIN)/python -m coverage report --include='$(CORE)' --fail-under=100
 
 test-all:  ## every test at its full count on Python 3.11 and 3.12
-	.ci/full
+	PYTEST_ARGS='$(PYTEST_ARGS)' .ci/full
 
 lint: install-test  ## ruff and pyrefly
 	$(BIN)/ruff check .

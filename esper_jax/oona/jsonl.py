@@ -288,10 +288,12 @@ class _Syncer:
     last = self._pending[-1] if self._pending else None
     if last and not (last.running() or last.done()):
       return  # it has yet to begin, and will cover this line too
-    done = [future for future in self._pending if future.done()]
-    self._pending = [future for future in self._pending if not future.done()]
-    for future in done:
-      future.result()
+    pending, self._pending = self._pending, []
+    for future in pending:
+      if future.done():
+        future.result()
+      else:
+        self._pending.append(future)
     self._pending.append(self._pool.submit(os.fsync, fd))
 
   def close(self) -> None:

@@ -243,7 +243,6 @@ class Growth:
         run.fossilized += 1
         self._publish(run, "fossilized", row=row, **self._worth(run, row))
       elif now is Stage.CULLED:
-        run.culled += 1
         run.culls[row] += 1
         self._publish(
           run,

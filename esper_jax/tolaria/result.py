@@ -62,7 +62,7 @@ def make(
     "measure_budget": measure_budget,
     "germinated": run.germinated,
     "fossilized": run.fossilized,
-    "culled": run.culled,
+    "culled": sum(run.culls),
     "rolled_back": run.rolled_back,
     "quarantined": list(run.governor.quarantined),
     "slots": slot_lines(run, parts.growth),

@@ -80,7 +80,7 @@ class Run:
       the next line covers only what is new.
     before_growth: validation accuracy when the first seed was planted.
     changed: slot -> epoch of its last change of stage.
-    germinated, fossilized, culled, rolled_back: counts.
+    germinated, fossilized, rolled_back: counts.
   """
 
   state: TrainState
@@ -101,7 +101,6 @@ class Run:
   before_growth: float | None = None
   germinated: int = 0
   fossilized: int = 0
-  culled: int = 0
   rolled_back: int = 0
   changed: dict[str, int] = dataclasses.field(default_factory=dict)
 
@@ -137,7 +136,6 @@ FACTS = (
   "before_growth",
   "germinated",
   "fossilized",
-  "culled",
   "rolled_back",
   "changed",
 )

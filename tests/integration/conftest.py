@@ -95,6 +95,11 @@ class Process:
       time.sleep(0.002)
     return self.popen.poll() is None
 
+  def begun(self) -> bool:
+    """Whether the run directory is this process's: it listens to signals."""
+    lock = self.left.path / ".lock"
+    return lock.exists() and lock.read_text().strip() == str(self.popen.pid)
+
   def send(self, number: signal.Signals) -> None:
     self.popen.send_signal(number)
 
