@@ -111,6 +111,18 @@ def get_config() -> ConfigDict:
 
   config.tezzeret = ConfigDict()
   config.tezzeret.lead_epochs = 1  # epochs from a decision to its enactment
+  config.tezzeret.guesses = 2  # likely decisions to compile for; 0 = none
+  config.tezzeret.guess_seconds = 60.0  # of compiling for guesses, per epoch
+  config.tezzeret.max_programs = 8  # kept beside those of present topologies
+  config.tezzeret.max_bytes = 2**31  # of machine code kept likewise
+  # seconds to wait for a program before its growth is cancelled; 0 = no limit.
+  # With one, results depend on the speed of the machine.
+  config.tezzeret.timeout_seconds = 0.0
+  # that compile ahead of need, beside training; 0 = compile when needed
+  config.tezzeret.threads = 1
+  # folder of compiled programs for later runs; off = none, "" =
+  # ~/.cache/esper_jax/programs. JAX_COMPILATION_CACHE_DIR, where set, wins.
+  config.tezzeret.cache_dir = ""
 
   config.governor = ConfigDict()
   config.governor.loss_factor = 3.0  # loss / its running median: rolls back

@@ -11,13 +11,14 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from esper_jax import config as config_lib
 from esper_jax.knobs import KNOBS
+from esper_jax.tezzeret import workers
 from esper_jax.types import InputError, RunFailedError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -275,6 +276,11 @@ def run(argv: list[str], *, configs: Path) -> int:
     return FAILED
   finally:
     _write("")  # or what the console left behind is an error at exit
+
+
+def leave(code: int) -> NoReturn:
+  """Ends the process with an exit code; no compilation holds it up."""
+  workers.leave(code)
 
 
 def _write(text: str) -> None:

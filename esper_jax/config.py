@@ -32,6 +32,12 @@ FREE_KEYS = (
   "checkpoint.keep_last",
   "checkpoint.keep_best",
   "oona.fsync",
+  "tezzeret.guesses",
+  "tezzeret.guess_seconds",
+  "tezzeret.max_programs",
+  "tezzeret.max_bytes",
+  "tezzeret.threads",
+  "tezzeret.cache_dir",
 )
 # Keys whose names may be written as one text: "a,b".
 _LISTS = ("host.slots", "data.augment", "kasmina.blueprints", "urza.modules")

@@ -38,6 +38,7 @@ class Reason(enum.IntFlag):
   NO_SUCH_ACTION = 1 << 16
   BY_POLICY = 1 << 17
   RUN_ENDED = 1 << 18
+  NOT_COMPILED = 1 << 19
 
 
 REASONS: dict[int, str] = {
@@ -64,6 +65,7 @@ REASONS: dict[int, str] = {
   int(Reason.NO_SUCH_ACTION): "there is no such action",
   int(Reason.BY_POLICY): "the policy culled it",
   int(Reason.RUN_ENDED): "the run ended before it was permanent",
+  int(Reason.NOT_COMPILED): "its program could not be compiled or run",
 }
 
 

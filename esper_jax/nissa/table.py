@@ -89,7 +89,10 @@ _FIGURES = (
     lambda r: _share(r["measurement_share"], r["measure_budget"]),
   ),
   ("seconds", lambda r: f"{r['wall_seconds']:.1f}"),
-  ("  of them compiling", lambda r: f"{r['compile_seconds']:.1f}"),
+  (
+    "  of them compiling",
+    lambda r: f"{r['compilation']['blocking_seconds']:.1f}",
+  ),
   (
     "germinated / fossilized / culled",
     lambda r: f"{r['germinated']} / {r['fossilized']} / {r['culled']}",

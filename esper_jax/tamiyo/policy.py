@@ -47,7 +47,7 @@ class Policy(NamedTuple):
       newest observation with the lifecycle as it stands after this boundary's
       moves. Weights are probabilities; sets with weight 0 fill up the list.
     wants_scores: (state, observation) -> bool []. Whether `decide` would use
-      germination scores that the observation lacks.
+      germination scores that the observation lacks; None = never.
     explain: (decisions, observation, slot_names, blueprint_names) ->
       [Decision]. Host side: one record for each move and each unmet wish.
   """
@@ -56,7 +56,7 @@ class Policy(NamedTuple):
   init: Callable[[jax.Array], PyTree]
   decide: Callable[[PyTree, Observation, jax.Array], tuple[PyTree, Decisions]]
   rank: Callable[[PyTree, Observation, int], list[tuple[Decisions, jax.Array]]]
-  wants_scores: Callable[[PyTree, Observation], jax.Array]
+  wants_scores: Callable[[PyTree, Observation], jax.Array] | None
   explain: Callable[
     [Decisions, Observation, Sequence[Path], Sequence[str]], list[Decision]
   ]
@@ -79,7 +79,7 @@ def never() -> Policy:
     init=lambda key: (),
     decide=decide,
     rank=rank,
-    wants_scores=lambda state, observation: jnp.zeros((), jnp.bool_),
+    wants_scores=None,
     explain=lambda decisions, observation, slots, blueprints: [],
   )
 

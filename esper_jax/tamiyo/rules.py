@@ -103,11 +103,6 @@ def _same_state(
   return state
 
 
-def _no_scores(state: PyTree, observation: Observation) -> jax.Array:
-  del state, observation
-  return jnp.zeros((), jnp.bool_)
-
-
 def _weight_sentence(words: Words) -> str:
   weight = float(words.decisions.weight[words.row])
   return f"the rule asks for it with weight {weight:.2f}"
@@ -123,7 +118,7 @@ class Rule(NamedTuple):
     init: key -> state, any PyTree of arrays.
     update: (state, observation, decisions) -> state.
     wants_scores: (state, observation) -> bool []. Whether germination scores
-      should be measured before `propose` is asked.
+      should be measured before `propose` is asked; None = never.
     reason: bit of REASONS for a germination.
     sentence: Words -> str. Why the row germinates; host side.
     insists: None, or observation -> bool [slots]. Slots that are to grow now;
@@ -134,7 +129,7 @@ class Rule(NamedTuple):
   forecast: Callable[[PyTree, Observation], Wish] | None = None
   init: Callable[[jax.Array], PyTree] = _no_state
   update: Callable[[PyTree, Observation, Decisions], PyTree] = _same_state
-  wants_scores: Callable[[PyTree, Observation], jax.Array] = _no_scores
+  wants_scores: Callable[[PyTree, Observation], jax.Array] | None = None
   reason: int = obs.OWN_RULE
   sentence: Callable[[Words], str] = _weight_sentence
   insists: Callable[[Observation], jax.Array] | None = None

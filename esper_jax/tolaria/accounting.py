@@ -14,8 +14,24 @@ from typing import Any, Literal
 
 import jax
 
+from esper_jax.tezzeret.program import Compiled
 from esper_jax.types import PyTree
 
+_SECONDS = ("wall_seconds", "compile_seconds", "stall_seconds")
+_COMPILATION = (
+  "background_seconds",
+  "blocking_seconds",
+  "compiles",
+  "disk_hits",
+  "guesses",
+  "guesses_used",
+  "guess_seconds",
+  "guess_seconds_used",
+  "memory_hits",
+  "overlapped_steps",
+)
+# Of the process, not of the state: a rollback does not take them back.
+PASSED = (*_SECONDS, *_COMPILATION)
 Kind = Literal["train", "evaluation", "ablation", "probe", "policy"]
 
 
@@ -55,7 +71,17 @@ class Ledger:
     policy: FLOPs of the policy.
     wall_seconds: of the run, over all its processes.
     compile_seconds: spent compiling, in background or not.
-    stall_seconds: for which training waited on a compilation.
+    background_seconds: of these, for programs asked for ahead of need.
+    blocking_seconds: for which the run waited on a compilation.
+    stall_seconds: of these, once training was under way.
+    compiles: programs compiled.
+    disk_hits: of these, found in the compiler's cache on disk.
+    guesses: of these, asked for before the decision that would need them.
+    guesses_used: of these, needed; the others were wasted.
+    guess_seconds: spent compiling guesses, part of background_seconds.
+    guess_seconds_used: of these, for programs that were needed.
+    memory_hits: times that a topology came back whose programs were at hand.
+    overlapped_steps: training steps begun while a program was being compiled.
     redone_steps: steps that were undone by a rollback or lost in a crash.
     redone_flops: FLOPs of all kinds undone likewise; in no other figure.
   """
@@ -68,7 +94,17 @@ class Ledger:
   policy: int = 0
   wall_seconds: float = 0.0
   compile_seconds: float = 0.0
+  background_seconds: float = 0.0
+  blocking_seconds: float = 0.0
   stall_seconds: float = 0.0
+  compiles: int = 0
+  disk_hits: int = 0
+  guesses: int = 0
+  guesses_used: int = 0
+  guess_seconds: float = 0.0
+  guess_seconds_used: float = 0.0
+  memory_hits: int = 0
+  overlapped_steps: int = 0
   redone_steps: int = 0
   redone_flops: int = 0
 
@@ -101,15 +137,27 @@ class Ledger:
     steps = self.steps + (times if kind == "train" else 0)
     return dataclasses.replace(self, **{kind: account, "steps": steps})
 
-  def spend(
-    self, *, wall: float = 0.0, compiling: float = 0.0, stall: float = 0.0
-  ) -> "Ledger":
-    """Add seconds."""
-    return dataclasses.replace(
-      self,
-      wall_seconds=self.wall_seconds + wall,
-      compile_seconds=self.compile_seconds + compiling,
-      stall_seconds=self.stall_seconds + stall,
+  def book(self, **amounts: float) -> "Ledger":
+    """Add to the seconds and counts of these names."""
+    added = {name: getattr(self, name) + n for name, n in amounts.items()}
+    return dataclasses.replace(self, **added)
+
+  def compiled(self, one: Compiled, *, stall: float) -> "Ledger":
+    """Book a compilation.
+
+    Args:
+      one: the compilation.
+      stall: seconds that training stood still for it.
+    """
+    return self.book(
+      compile_seconds=one.seconds,
+      background_seconds=one.seconds if one.background else 0.0,
+      blocking_seconds=one.waited,
+      stall_seconds=stall,
+      compiles=1,
+      disk_hits=one.on_disk,
+      guesses=one.guessed,
+      guess_seconds=one.seconds if one.guessed else 0.0,
     )
 
   def redo(self, steps: int, flops: int) -> "Ledger":
@@ -134,31 +182,29 @@ class Ledger:
     Args:
       target: the ledger in the checkpoint.
     """
+    kept = (*PASSED, "redone_steps", "redone_flops")
     back = dataclasses.replace(
-      target,
-      wall_seconds=self.wall_seconds,
-      compile_seconds=self.compile_seconds,
-      stall_seconds=self.stall_seconds,
-      redone_steps=self.redone_steps,
-      redone_flops=self.redone_flops,
+      target, **{name: getattr(self, name) for name in kept}
     )
     return back.redo(
       self.steps - target.steps, self.total_flops - target.total_flops
     )
 
-  def summary(self) -> dict[str, int | float]:
-    """The ledger's part of result.json, all of it JSON numbers."""
+  def summary(self) -> dict[str, Any]:
+    """The ledger's part of result.json.
+
+    What seconds and "compilation" hold depends on the machine's speed.
+    """
     accounts = ("evaluation", "ablation", "probe", "policy")
     return {
       "train_flops": self.train_flops,
       "total_flops": self.total_flops,
       **{f"{name}_flops": getattr(self, name) for name in accounts},
       "measurement_share": self.measurement_share,
-      "wall_seconds": self.wall_seconds,
-      "compile_seconds": self.compile_seconds,
-      "stall_seconds": self.stall_seconds,
+      **{name: getattr(self, name) for name in _SECONDS},
       "redone_steps": self.redone_steps,
       "redone_flops": self.redone_flops,
+      "compilation": {name: getattr(self, name) for name in _COMPILATION},
     }
 
   def to_dict(self) -> dict[str, int | float]:

@@ -17,8 +17,9 @@ from esper_jax.kasmina import blueprints, lifecycle, surgery
 from esper_jax.kasmina.slot import with_seeds_at
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tamiyo.rules import Settings
+from esper_jax.tezzeret.program import Limits
 from esper_jax.tolaria import governor, optimizers
-from esper_jax.tolaria.growth import GrowthOptions
+from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.measure import EvalBatch, device_batches
 from esper_jax.tolaria.state import TrainState, init_state
 from esper_jax.tolaria.steps import StepOptions
@@ -137,6 +138,11 @@ def new_state(config: ConfigDict, parts: Parts) -> TrainState:
     seed=config.seed,
     average=config.train.ema_decay > 0,
   )
+
+
+def compile_limits(config: ConfigDict) -> Limits:
+  """What compiled programs may take."""
+  return Limits(**{name: config.tezzeret[name] for name in Limits._fields})
 
 
 def make_order(config: ConfigDict, parts: Parts, attempt: int) -> BatchOrder:
@@ -335,6 +341,9 @@ def _growth(
     newborn=config.optimizer.newborn,
     optimizer=chain,
     seed=config.seed,
+    frequency=config.tamiyo.adaptation_frequency,
+    guesses=config.tezzeret.guesses,
+    timeout=config.tezzeret.timeout_seconds,
   )
 
 

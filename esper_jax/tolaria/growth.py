@@ -5,65 +5,28 @@ life; Tamiyo decides; moves between stages take effect through leaves; what is
 due at this boundary enters or leaves the tree.
 """
 
-from collections.abc import Callable, Collection
-from typing import Any, NamedTuple
+from collections.abc import Collection, Mapping
+from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from esper_jax.kasmina import lifecycle, surgery
-from esper_jax.kasmina.slot import seeds_at
+from esper_jax.kasmina import lifecycle
 from esper_jax.oona.bus import Bus
 from esper_jax.tamiyo.observation import Observation
 from esper_jax.tamiyo.policy import Policy
 from esper_jax.tezzeret.forge import Forge
-from esper_jax.tolaria.growth_programs import boundary_key, make_programs
-from esper_jax.tolaria.run import Run, forget
-from esper_jax.tolaria.state import TrainState, count_parameters
+from esper_jax.tolaria import foresight
+from esper_jax.tolaria.growth_options import GrowthOptions
+from esper_jax.tolaria.growth_programs import make_programs
+from esper_jax.tolaria.planting import Planting
+from esper_jax.tolaria.programs import Programs, Signal
+from esper_jax.tolaria.run import Run
+from esper_jax.tolaria.state import count_parameters
 from esper_jax.tolaria.steps import Probed
-from esper_jax.types import Action, Path, SlotTable, Stage
+from esper_jax.types import Action, Path, Stage
 
-Signal = tuple[jax.Array, jax.Array]  # activations, cotangents of one slot
 _TINY = float(np.finfo(np.float32).tiny)
-
-
-class GrowthOptions(NamedTuple):
-  """What a run fixes about growth.
-
-  Attributes:
-    slots: the host's slot table.
-    lanes: live seeds that a slot may hold; row r belongs to slot r // lanes.
-    blueprints: names, in the order of every blueprint axis.
-    fits: bool [rows, blueprints].
-    cost: float32 [rows, blueprints], parameters of a newborn.
-    rules: lifecycle numbers.
-    initializer, blend, proximal, newborn: see `surgery.germinate`.
-    optimizer: the chain of one group.
-    seed: of policy draws and newborn parameters.
-  """
-
-  slots: SlotTable
-  lanes: int
-  blueprints: tuple[str, ...]
-  fits: np.ndarray
-  cost: np.ndarray
-  rules: lifecycle.Rules
-  initializer: str
-  blend: str
-  proximal: float
-  newborn: str
-  optimizer: optax.GradientTransformation
-  seed: int
-
-  @property
-  def rows(self) -> int:
-    return len(self.fits)
-
-  def path(self, row: int) -> Path:
-    """The slot of a row."""
-    return list(self.slots)[row // self.lanes]
 
 
 class Growth:
@@ -74,11 +37,8 @@ class Growth:
     options: GrowthOptions,
     policy: Policy,
     bus: Bus,
-    *,
+    programs: Programs,
     forge: Forge,
-    probe: Callable[[Run], Probed],
-    score: Callable[[Run, str, Path, Signal], tuple[float, float]],
-    check: Callable[[TrainState], None],
   ):
     """Binds a policy to a run's parts.
 
@@ -86,18 +46,20 @@ class Growth:
       options: what the run fixes.
       policy: Tamiyo.
       bus: where events go.
+      programs: of the network.
       forge: compiles what the lifecycle and the policy compute.
-      probe: runs the probe.
-      score: germination score and first gain of (blueprint, path, signal).
-      check: refuses a state with a seed that the host never reads.
     """
     self.options = options
     self.policy = policy
     self._bus = bus
-    self._probe = probe
-    self._score = score
-    self._check = check
-    self._consumed: set[Path] = set()  # slots that the host was seen to read
+    self._programs = programs
+    self.planting = Planting(
+      options,
+      call=self._call,
+      programs=programs,
+      move=self._move,
+      tell=self._publish,
+    )
     self._forge = forge
     for name, function in make_programs(
       policy,
@@ -105,43 +67,87 @@ class Growth:
       fits=options.fits,
       cost=options.cost,
       seed=options.seed,
+      guesses=options.guesses,
     ).items():
-      forge.add(name, function, rare=True)
+      forge.add(name, function, rare=True, keep=True)
+    self._ahead = bool(options.rows and forge.limits.threads)
+    self._scored: Observation | None = None  # the last with scores
 
-  def boundary(
-    self, run: Run, *, step_flops: float, decide: bool, last: bool
-  ) -> None:
+  def boundary(self, run: Run, *, last: bool) -> None:
     """Everything that growth does between two epochs; changes the run.
 
     Args:
       run: after its epoch was validated and its seeds measured.
-      step_flops: of the present topology's training step.
-      decide: whether the policy is asked at this boundary.
       last: whether training ends here: what is not permanent goes.
     """
+    if not self.options.rows:
+      return
     before = np.asarray(run.slots.stage)
     run.slots = self._call("tick", run.slots)
     self._announce_rest(run, before)
     signals: dict[Path, Signal] = {}
     if last:
       self._move(run, self._call("finish", run.slots, run.signals))
-    elif decide:
-      observation, wants_scores = self._call(
-        "observe",
-        run.policy,
-        run.slots,
-        run.signals,
-        run.history,
-        np.int32(run.epoch),
-        np.float32(count_parameters(run.state)),
-        np.float32(step_flops),
-      )
+    elif run.epoch % self.options.frequency == 0:
+      observation, wants_scores = self._observe(run)
       if wants_scores:
-        probed = self._probe(run)
+        probed = self._programs.probe(run)
         signals = probed.signals
         observation = self._with_scores(run, observation, probed)
+        self._scored = observation
       self._ask(run, observation)
-    self._carry_out(run, signals)
+    self.planting.carry_out(run, signals, last=last)
+
+  def prepare(self, run: Run) -> None:
+    """Has what every boundary needs compiled, beside the first steps.
+
+    Args:
+      run: any; its shapes are those of the whole run.
+    """
+    if not self._ahead:
+      return
+    prepare, slots, signals = self._forge.prepare, run.slots, run.signals
+    number, mask = np.int32(0), np.zeros(self.options.rows, bool)
+    look = (*self._looked_at(run), number, np.float32(0), np.float32(0))
+    observation, _ = self._forge.shapes("observe", *look)
+    asked = (run.policy, observation, slots, signals, number, number)
+    _, decisions, *_ = self._forge.shapes("decide", *asked)
+    prepare("enact", slots, number)
+    prepare("observe", *look)
+    prepare("rank", run.policy, observation)
+    prepare("tick", slots)
+    prepare("act", slots, decisions, signals, number)
+    prepare("decide", *asked)
+    prepare("leaves", slots)
+    prepare("cancel", slots, mask, number, likely=True)
+    prepare("quarantine", slots, mask, number, likely=True)
+    prepare("finish", slots, signals, likely=True)
+    if self.policy.wants_scores is not None:
+      self._programs.prepare_scores()
+
+  def look_ahead(self, run: Run) -> None:
+    """Has the programs compiled that the coming boundaries need.
+
+    Args:
+      run: after a boundary.
+    """
+    if not self._ahead:
+      return
+    o, prepare = self.options, self._programs.prepare
+    coming = foresight.decided(o, run, self._call)
+    self._forge.pin("decided", [key for s in coming for key in prepare(s)])
+    for row, blueprint in foresight.expected_births(o, run):
+      self.planting.warm(row, blueprint, run.births[row])
+    until = o.frequency - run.epoch % o.frequency
+    if o.guesses and run.epoch + until < o.rules.epochs:
+      observation, _ = self._observe(run)
+      if self._scored is not None:
+        observation = _with_scores_of(observation, self._scored)
+      ranked = self._call("rank", run.policy, observation)
+      for n, state in enumerate(
+        foresight.guessed(o, run, ranked, until=until, call=self._call)
+      ):
+        prepare(state, guess=n)
 
   def quarantine(self, run: Run, paths: Collection[Path]) -> None:
     """Bars slots from growing until the run ends; what lives there goes."""
@@ -150,7 +156,19 @@ class Growth:
     self._move(
       run, self._call("quarantine", run.slots, guilty, np.int32(run.epoch))
     )
-    self._set_leaves(run, self._call("leaves", run.slots))
+    self.planting.set_leaves(run, self._call("leaves", run.slots))
+
+  def _observe(self, run: Run) -> tuple[Observation, Any]:
+    return self._call(
+      "observe",
+      *self._looked_at(run),
+      np.int32(run.epoch),
+      np.float32(count_parameters(run.state)),
+      np.float32(self._programs.step_flops),
+    )
+
+  def _looked_at(self, run: Run) -> tuple[Any, ...]:
+    return run.policy, run.slots, run.signals, run.history
 
   def _with_scores(
     self, run: Run, observation: Observation, probed: Probed
@@ -167,7 +185,7 @@ class Growth:
       if open_rows[row]:
         for column, name in enumerate(o.blueprints):
           if o.fits[row, column]:
-            score, gain = self._score(run, name, path, signal)
+            score, gain = self._programs.score(run, name, path, signal)
             scores[row, column] = score
             expansion[row, column] = gain / max(supply, _TINY)
     return observation.replace(
@@ -227,8 +245,20 @@ class Growth:
       )
     self._move(run, moved)
 
-  def _move(self, run: Run, moved: lifecycle.SlotState) -> None:
-    """Takes over new stages, tells of them and sets the leaves."""
+  def _move(
+    self,
+    run: Run,
+    moved: lifecycle.SlotState,
+    cancelled: Mapping[str, Any] | None = None,
+  ) -> None:
+    """Takes over new stages and tells of them.
+
+    Args:
+      run: changed.
+      moved: the slots after it.
+      cancelled: what is told of seeds that are not planted; None, why the
+        lifecycle withdrew them.
+    """
     before, after = np.asarray(run.slots.stage), np.asarray(moved.stage)
     run.slots = moved
     for row in map(int, np.flatnonzero(before != after)):
@@ -237,8 +267,8 @@ class Growth:
       if now is Stage.GERMINATED:
         run.keys[row] = None  # a permanent seed stays, but not as this row's
       elif was is Stage.GERMINATED:  # withdrawn before it was planted
-        reason = _because(moved.reason[row])
-        self._publish(run, "growth_cancelled", row=row, reason=reason)
+        told = cancelled or {"reason": _because(moved.reason[row])}
+        self._publish(run, "growth_cancelled", row=row, **told)
       elif now is Stage.FOSSILIZED:
         run.fossilized += 1
         self._publish(run, "fossilized", row=row, **self._worth(run, row))
@@ -254,93 +284,6 @@ class Growth:
         )
       else:
         self._publish(run, "stage_changed", row=row, was=was.name, now=now.name)
-
-  def _carry_out(self, run: Run, signals: dict[Path, Signal]) -> None:
-    """Carries out what is due: surgery on the tree, then the leaves."""
-    o = self.options
-    moved, planted, removed, leaves = self._call(
-      "enact", run.slots, np.int32(run.epoch)
-    )
-    for row in np.flatnonzero(np.asarray(removed)):
-      key = run.keys[row]
-      assert key is not None  # what was culled was planted
-      run.state = surgery.cull(run.state, o.path(int(row)), key)
-      run.keys[row] = None
-    newborn = [int(row) for row in np.flatnonzero(np.asarray(planted))]
-    if not signals and any(run.births[row] == "gradient" for row in newborn):
-      signals = self._probe(run).signals
-    for row in newborn:
-      self._plant(run, row, moved, signals.get(o.path(row)))
-    run.slots = moved
-    self._set_leaves(run, leaves)
-
-  def _plant(
-    self,
-    run: Run,
-    row: int,
-    slots: lifecycle.SlotState,
-    signal: Signal | None,
-  ) -> None:
-    o = self.options
-    path, column = o.path(row), int(slots.blueprint[row])
-    if run.before_growth is None:
-      run.before_growth = float(run.history.val_accuracy[-1])
-    run.state, run.keys[row] = surgery.germinate(
-      run.state,
-      o.slots[path],
-      o.blueprints[column],
-      key=boundary_key(o.seed, run.governor.attempt, run.epoch, 1 + row),
-      optimizer=o.optimizer,
-      initializer=run.births[row],
-      blend=o.blend,
-      proximal=o.proximal,
-      newborn=o.newborn,
-      signal=signal,
-      permanent=self._permanent(run, row),
-    )
-    if path not in self._consumed:
-      self._check(run.state)
-      self._consumed.add(path)
-    run.germinated += 1
-    run.changed[path] = run.epoch
-    run.signals = forget(run.signals, row)
-    self._publish(
-      run,
-      "germinated",
-      row=row,
-      blueprint=o.blueprints[column],
-      key=run.keys[row],
-      initializer=run.births[row],
-      parameters=int(o.cost[row, column]),
-      stage=Stage.TRAINING.name,
-    )
-
-  def _permanent(self, run: Run, row: int) -> list[str]:
-    """Keys of the slot's seeds that no living lane owns."""
-    lanes = self.options.lanes
-    first = row // lanes * lanes
-    stages = np.asarray(run.slots.stage)
-    living = {
-      run.keys[r]
-      for r in range(first, first + lanes)
-      if stages[r] != Stage.FOSSILIZED
-    }
-    own = seeds_at(run.state.seeds, self.options.path(row))
-    return [key for key in own if key not in living]
-
-  def _set_leaves(self, run: Run, leaves: tuple[jax.Array, ...]) -> None:
-    """Lets the seeds' leaves say what the lifecycle says."""
-    alpha, isolation, updates = (np.asarray(part) for part in leaves)
-    for row, key in enumerate(run.keys):
-      if key is not None:
-        run.state = surgery.set_leaves(
-          run.state,
-          self.options.path(row),
-          key,
-          alpha=float(alpha[row]),
-          isolation=float(isolation[row]),
-          updates=float(updates[row]),
-        )
 
   def _announce_rest(self, run: Run, before: np.ndarray) -> None:
     after = np.asarray(run.slots.stage)
@@ -370,6 +313,12 @@ class Growth:
       slot=self.options.path(row),
       **fields,
     )
+
+
+def _with_scores_of(now: Observation, then: Observation) -> Observation:
+  """An observation with the scores of one before: good enough for guesses."""
+  names = ("scores", "scores_known", "expansion", "expansion_known")
+  return now.replace(**{name: getattr(then, name) for name in names})
 
 
 def _because(bits: Any) -> str:

@@ -24,6 +24,7 @@ def make_programs(
   fits: np.ndarray,
   cost: np.ndarray,
   seed: int,
+  guesses: int,
 ) -> dict[str, Callable[..., Any]]:
   """Builds the programs by name.
 
@@ -32,7 +33,10 @@ def make_programs(
       whether the policy wants germination scores)
     decide: policy's state, observation, slots, signals, attempt, epoch ->
       (policy's state, decisions, slots, refused int32 [rows])
+    act: slots, decisions, signals, epoch -> slots
+    rank: policy's state, observation -> what `Policy.rank` gives
     enact: slots, epoch -> (slots, planted, removed, leaves)
+    cancel: slots, rows bool [rows], epoch -> slots
     finish: slots, signals -> slots
     quarantine: slots, guilty bool [rows], epoch -> slots
     leaves: slots -> leaves
@@ -45,21 +49,26 @@ def make_programs(
     fits: bool [rows, blueprints].
     cost: float32 [rows, blueprints], parameters of a newborn.
     seed: of the policy's draws.
+    guesses: how many sets of decisions `rank` gives.
   """
   observe = make_observe(rules, fits, cost)
   may = jnp.asarray(fits)
 
   def look(policy_state, *args):
     observation = observe(*args)
+    if policy.wants_scores is None:
+      return observation, jnp.zeros((), jnp.bool_)
     return observation, policy.wants_scores(policy_state, observation)
+
+  def act(slots, decisions, signals, epoch):
+    return lifecycle.act(
+      slots, decisions.action, decisions.blueprint, signals, rules, may, epoch
+    )
 
   def decide(policy_state, observation, slots, signals, attempt, epoch):
     key = boundary_key(seed, attempt, epoch, 0)
     policy_state, chosen = policy.decide(policy_state, observation, key)
-    moved, refused = lifecycle.act(
-      slots, chosen.action, chosen.blueprint, signals, rules, may, epoch
-    )
-    return policy_state, chosen, moved, refused
+    return policy_state, chosen, *act(slots, chosen, signals, epoch)
 
   def enact(slots, epoch):
     moved, planted, removed = lifecycle.enact(slots, rules, epoch)
@@ -69,7 +78,12 @@ def make_programs(
     "tick": lambda slots: lifecycle.tick(slots, rules),
     "observe": look,
     "decide": decide,
+    "act": lambda *args: act(*args)[0],
+    "rank": lambda state, observation: policy.rank(state, observation, guesses),
     "enact": enact,
+    "cancel": lambda slots, rows, epoch: lifecycle.cancel(
+      slots, rows, rules, epoch, reason=lifecycle.Reason.NOT_COMPILED
+    ),
     "finish": lambda slots, signals: lifecycle.finish(slots, signals, rules),
     "quarantine": lambda slots, guilty, epoch: lifecycle.quarantine(
       slots, guilty, rules, epoch

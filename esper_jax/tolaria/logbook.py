@@ -47,11 +47,19 @@ class Logbook:
     self._pace_from = (0, 0.0)
     self._paced = False
     self._wait_for_steps = True  # until their pace is known
+    self._last_step: float | None = None  # when the last epoch's steps ended
+    self._boundary: float | None = None  # seconds from then to the next step
     self.begin_epoch(0)
 
   def begin_epoch(self, step: int) -> None:
     """Starts the clock of an epoch, or of what is left of it after a step."""
     self._epoch_from = (step, time.monotonic())
+    self._boundary = None
+
+  def end_steps(self, run: Run) -> None:
+    """Notes when the last step of an epoch has ended."""
+    jax.block_until_ready(run.state.step)
+    self._last_step = time.monotonic()
 
   def pace(self, run: Run, count: int) -> None:
     """Tells, once, how fast the first steps were; called after each call.
@@ -60,8 +68,11 @@ class Logbook:
       run: after the call.
       count: steps that the call made.
     """
-    if self._wait_for_steps:
+    if self._wait_for_steps or self._last_step is not None:
       jax.block_until_ready(run.state.step)
+    if self._last_step is not None:  # this is an epoch's first step
+      self._boundary = time.monotonic() - self._last_step
+      self._last_step = None
     if not self.under_way:  # this step waited for its compilation
       self.under_way = True
       self._pace_from = (run.next_batch, time.monotonic())
@@ -106,15 +117,16 @@ class Logbook:
     """What the epoch came to so far.
 
     Args:
-      run: after at least one step of the epoch.
+      run: in or after an epoch; before its first step all is NaN.
       losses, hits: validation, by example; None where it was not read.
     """
     sums = jax.device_get(run.sums)
+    examples = sums.examples if sums.examples else np.float32(np.nan)
     return TrainingMetrics(
       epoch=run.epoch,
       step=run.next_batch,
-      train_loss=float(sums.loss / sums.examples),
-      train_accuracy=float(sums.correct / sums.examples),
+      train_loss=float(sums.loss / examples),
+      train_accuracy=float(sums.correct / examples),
       val_loss=math.nan if losses is None else float(losses.mean()),
       val_accuracy=math.nan if hits is None else float(hits.mean()),
       seconds=time.monotonic() - self._epoch_from[1],
@@ -123,7 +135,10 @@ class Logbook:
   def epoch(self, run: Run, metrics: TrainingMetrics) -> None:
     """Logs an epoch and empties the sums for the next one."""
     slots = result.slot_lines(run, self._parts.growth)
-    self._store.log(result.epoch_line(run, metrics, slots, now=time.time()))
+    line = result.epoch_line(run, metrics, slots, now=time.time())
+    if self._boundary is not None:
+      line["time/boundary"] = self._boundary
+    self._store.log(line)
     self._display.epoch(metrics, slots)
     run.sums = empty_sums(run.state)
     run.logged_loss = run.logged_examples = 0.0

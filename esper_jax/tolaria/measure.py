@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from esper_jax.data.pipeline import eval_batches
 from esper_jax.kasmina import surgery
@@ -167,6 +168,12 @@ class Limits(NamedTuple):
   share: float
   examples: int
   min_training: int
+
+  @classmethod
+  def of(cls, config: ConfigDict) -> "Limits":
+    """Those of a config."""
+    k = config.kasmina
+    return cls(k.measure_budget, k.measure_examples, k.min_training_epochs)
 
 
 def update(

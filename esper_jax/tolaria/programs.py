@@ -1,6 +1,6 @@
 """A run's compiled programs, called with a run and charged to its ledger."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import jax
@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.data.pipeline import permutation
-from esper_jax.kasmina import blueprints, initializers, surgery
-from esper_jax.tezzeret.forge import Forge, Program
+from esper_jax.kasmina import blueprints, initializers
+from esper_jax.tezzeret.forge import Forge
+from esper_jax.tezzeret.program import Compiled, Limits, Program
 from esper_jax.tolaria import accounting, measure, steps
 from esper_jax.tolaria.assembly import Parts
-from esper_jax.tolaria.growth import Signal
 from esper_jax.tolaria.measure import EvalBatch
 from esper_jax.tolaria.run import Run
-from esper_jax.tolaria.state import TrainState, evaluation_view
-from esper_jax.types import Path
+from esper_jax.tolaria.state import TrainState, abstract, evaluation_view
+from esper_jax.types import Path, SlotSpec
 
+Signal = tuple[jax.Array, jax.Array]  # activations, cotangents of one slot
 PROBE_STREAM = 1  # of the data order's seed, apart from the batches' stream
 
 
@@ -36,7 +37,10 @@ class Programs:
     batch_size: int,
     probe_examples: int,
     seed: int,
-    on_compile: Callable[[str, float], None],
+    limits: Limits,
+    stopping: Callable[[], bool],
+    on_compile: Callable[[Compiled], None],
+    on_use: Callable[[float], None],
   ):
     """Makes the programs known; each is compiled when first needed.
 
@@ -45,12 +49,18 @@ class Programs:
       batch_size: examples per training step.
       probe_examples: training examples per probe.
       seed: of the choice of those examples.
-      on_compile: called with (name, seconds) after each compilation.
+      limits: of the forge.
+      stopping: whether the run was asked to stop.
+      on_compile: told of each compilation.
+      on_use: told when a guess came true, with its compile seconds.
     """
     self.forge = Forge(
       cost=accounting.flops,
       on_compile=on_compile,
+      on_use=on_use,
       options=parts.compiler_options,
+      limits=limits,
+      stopping=stopping,
     )
     self._parts = parts
     self._seed = seed
@@ -65,18 +75,96 @@ class Programs:
       steps.make_probe(parts.host, preprocess, parts.growth.slots),
       rare=True,
     )
+    self._train: Program | None = None
+    self._met: set[Callable[..., Any]] = set()  # training programs used so far
     self._images = jax.device_put(parts.data.train_images)
     self._labels = jax.device_put(parts.data.train_labels)
     self._probe_examples = min(probe_examples, len(parts.data.train_labels))
 
   def begin(self, run: Run) -> None:
     """Takes up the training programs of the run's present topology."""
-    index = jax.ShapeDtypeStruct((self._batch,), jnp.int32)
-    self._train = self._training_program(run, "train", index)
-    self.step_flops = int(self._train.flops)
+    program = self._training_program(run, "train", self._index())
+    if program is self._train:
+      return
+    self._train = program
+    self.step_flops = int(program.flops)
+    run.ledger = run.ledger.book(memory_hits=program.call in self._met)
+    self._met.add(program.call)
+    self.pin("current", run.state)
+
+  def prepare(
+    self, state: TrainState, *, guess: int | None = None
+  ) -> list[Hashable]:
+    """Has the programs of a topology compiled in the background.
+
+    Args:
+      state: arrays or shapes.
+      guess: see `Forge.prepare`.
+
+    Returns:
+      Their keys.
+    """
+    return [
+      self.forge.prepare(name, *args, guess=guess)
+      for name, args in self._of_topology(abstract(state))
+    ]
+
+  def pin(self, owner: str, state: TrainState) -> None:
+    """Keeps the programs of a topology, in place of the owner's before."""
+    self.forge.pin(owner, self.prepare(state))
+
+  def obtain(self, state: TrainState, timeout: float) -> None:
+    """Waits for the programs of a topology.
+
+    Args:
+      state: arrays or shapes.
+      timeout: seconds to wait for each; 0 waits as long as it takes.
+
+    Raises:
+      CompileError: one cannot be had.
+      Interrupted: the run was asked to stop.
+    """
+    for name, args in self._of_topology(abstract(state)):
+      self.forge.program(name, *args, timeout=timeout)
+
+  def prepare_scores(self) -> None:
+    """Has the programs compiled that score blueprints at slots."""
+    growth, key = self._parts.growth, jax.random.key(0)
+    for row in range(0, growth.rows, growth.lanes):
+      spec = growth.slots[growth.path(row)]
+      shape = (self._probe_examples, *spec.shape)
+      signal = jax.ShapeDtypeStruct(shape, jnp.float32)
+      for column in np.flatnonzero(growth.fits[row]):
+        name = self._add_score(growth.blueprints[column], spec)
+        self.forge.prepare(name, key, signal, signal, likely=True)
+
+  def _index(self, *leading: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct((*leading, self._batch), jnp.int32)
+
+  def _of_topology(self, state: TrainState) -> list[tuple[str, Any]]:
+    sums = jax.eval_shape(steps.empty_sums, state)
+    data = (state, sums, self._images, self._labels)
+    first = self._parts.validation[0]
+    view = jax.eval_shape(evaluation_view, state)
+    programs: list[tuple[str, Any]] = [("train", (*data, self._index()))]
+    if self._parts.chunk > 1:
+      programs.append(("chunk", (*data, self._index(self._parts.chunk))))
+    evaluated = (*view, first.images, first.labels, first.mask)
+    programs.append(("evaluate", evaluated))
+    if self._parts.policy.wants_scores is not None:
+      count = self._probe_examples
+      probed = [
+        jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
+        for x in (self._images, self._labels)
+      ]
+      own = state.params, state.collections, state.seeds
+      programs.append(("probe", (*own, *probed)))
+    return programs
 
   def train(self, run: Run, indices: np.ndarray) -> None:
     """One training step per row of indices int32 [steps, batch]."""
+    assert self._train is not None  # `begin` was called
+    beside = len(indices) if self.forge.busy else 0
     program, rows = self._train, indices[0]
     if len(indices) > 1:
       program, rows = self._training_program(run, "chunk", indices), indices
@@ -85,6 +173,8 @@ class Programs:
     )
     run.next_batch += len(indices)
     run.ledger = run.ledger.charge("train", self.step_flops, len(indices))
+    if beside:
+      run.ledger = run.ledger.book(overlapped_steps=beside)
 
   def evaluate(
     self,
@@ -111,6 +201,19 @@ class Programs:
     return measure.losses(
       lambda b: program.call(*view, b.images, b.labels, b.mask), batches
     )
+
+  def final_figures(self, run: Run) -> dict[str, float]:
+    """Validation and test: the test set is read here and nowhere else."""
+    validation, data = self._parts.validation, self._parts.data
+    losses, hits = self.evaluate(run, validation)
+    batch = len(validation[0].mask)
+    test = measure.device_batches(data.test_images, data.test_labels, batch)
+    _, test_hits = self.evaluate(run, test)
+    return {
+      "val_loss": float(losses.mean()),
+      "val_accuracy": float(hits.mean()),
+      "test_accuracy": float(test_hits.mean()),
+    }
 
   def evaluate_flops(self, run: Run, batch: EvalBatch) -> float:
     """FLOPs of one evaluation batch of the present topology."""
@@ -143,28 +246,18 @@ class Programs:
     self, run: Run, blueprint: str, path: Path, signal: Signal
   ) -> tuple[float, float]:
     """The germination score and the first gain of a blueprint at a slot."""
-    spec = self._parts.growth.slots[path]
-    name = f"score:{blueprint}:{spec.form}"
-    self.forge.add(name, _score_function(blueprint, spec), rare=True)
+    name = self._add_score(blueprint, self._parts.growth.slots[path])
     key = jax.random.fold_in(jax.random.key(self._seed), run.epoch)
     program = self.forge.program(name, key, *signal)
     run.ledger = run.ledger.charge("probe", int(program.flops))
     score, gain = program.call(key, *signal)
     return float(score), float(gain)
 
-  def check_consumed(self, state: TrainState) -> None:
-    """Refuses a state with a seed that the host's program never reads."""
-    surgery.check_consumed(
-      lambda: self._parts.host.apply(
-        state.params,
-        state.collections,
-        state.seeds,
-        self._parts.example,
-        train=False,
-        key=None,
-      ),
-      state.seeds,
-    )
+  def _add_score(self, blueprint: str, spec: SlotSpec) -> str:
+    name = f"score:{blueprint}:{spec.form}"
+    function = _score_function(blueprint, spec)
+    self.forge.add(name, function, rare=True, keep=True)
+    return name
 
   def _training_program(self, run: Run, name: str, indices: Any) -> Program:
     return self.forge.program(
@@ -173,7 +266,7 @@ class Programs:
 
 
 def _score_function(
-  blueprint: str, spec: Any
+  blueprint: str, spec: SlotSpec
 ) -> Callable[..., tuple[jax.Array, jax.Array]]:
   def score(key, x, g):
     branch = blueprints.get(blueprint)

@@ -7,7 +7,7 @@ import jax
 from esper_jax.kasmina.slot import all_seeds
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.display import TrainingMetrics
-from esper_jax.tolaria.growth import GrowthOptions
+from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.run import Run
 from esper_jax.tolaria.state import count_parameters
 from esper_jax.types import Stage
@@ -60,6 +60,7 @@ def make(
     "params_final": count_parameters(run.state),
     **run.ledger.summary(),
     "measure_budget": measure_budget,
+    "timing_dependent": parts.growth.timeout > 0,
     "germinated": run.germinated,
     "fossilized": run.fossilized,
     "culled": sum(run.culls),

@@ -80,8 +80,15 @@ def evaluation_view(state: TrainState) -> tuple[PyTree, Any, Any]:
 
 
 def abstract(tree: PyTree) -> PyTree:
-  """The tree's shapes and dtypes."""
-  return jax.eval_shape(lambda: tree)
+  """The shapes and dtypes of a tree of arrays, or of such shapes."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape,
+      x.dtype,
+      weak_type=getattr(x, "weak_type", False),  # keys have none
+    ),
+    tree,
+  )
 
 
 def count_parameters(state: TrainState) -> int:

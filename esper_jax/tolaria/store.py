@@ -23,6 +23,7 @@ from esper_jax.tolaria import checkpoints, recovery, workdir
 from esper_jax.tolaria.accounting import Ledger
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.checkpoints import Damage, Loaded
+from esper_jax.tolaria.planting import Outcomes
 from esper_jax.tolaria.run import Run
 from esper_jax.tolaria.workdir import Workdir
 from esper_jax.types import InputError
@@ -38,6 +39,7 @@ class Store:
       Nothing in the directory is then changed.
     damaged: checkpoints that were passed over.
     redone: entries of the ledger, work that a crash made necessary again.
+    outcomes: of plantings beyond the checkpoint, see `planting.Outcomes`.
   """
 
   def __init__(self, path: str | Path, config: ConfigDict, *, data_sha256: str):
@@ -81,6 +83,9 @@ class Store:
       if self.finished:
         offsets = dict.fromkeys(offsets)  # None: every line stays
       self.redone = _redone(self._work, meta["run"], offsets["metrics"])
+      self.outcomes = _outcomes(
+        _whole_lines(self._work.events), meta["next_event"], meta["run"]
+      )
       self._events = workdir.open_log(
         self._work.events, offset=offsets["events"], fsync=config.oona.fsync
       )
@@ -228,6 +233,30 @@ def _redone(
     steps += max(0, logged[-1]["step"] - facts["next_batch"])
     flops += max(0, logged[-1]["flops/total"] - ledger.total_flops)
   return {"redone_steps": steps, "redone_flops": flops}
+
+
+def _outcomes(
+  events: list[dict[str, Any]], first: int, facts: Mapping[str, Any]
+) -> Outcomes:
+  """What became of the plantings after the checkpoint, as the log tells.
+
+  Args:
+    events: of the run.
+    first: number of the first event after the checkpoint.
+    facts: of the run, from the checkpoint.
+  """
+  attempt = facts.get("governor", {}).get("attempt", 0)
+  out: dict[tuple[int, int, str, int], str] = {}
+  for event in events:
+    if event["id"] is None or event["id"] < first:
+      continue
+    kind = event["type"]
+    attempt = event["attempt"] if kind == "rolled_back" else attempt
+    late = event.get("late", False)
+    if late or kind == "germinated":
+      at = attempt, event["epoch"], event["slot"], event.get("lane", 0)
+      out[at] = event["reason"] if late else ""
+  return out
 
 
 def _whole_lines(log: Path) -> list[dict[str, Any]]:

@@ -17,6 +17,8 @@ from ml_collections import ConfigDict
 from esper_jax import config as config_lib
 from esper_jax.data.pipeline import make_iterator
 from esper_jax.oona.bus import Bus
+from esper_jax.tezzeret import disk
+from esper_jax.tezzeret.program import Compiled, Interrupted
 from esper_jax.tolaria import (
   assembly,
   checkpoints,
@@ -100,22 +102,24 @@ class Trainer:
       self._record,
       self._save,
     )
+    disk.enable(self.config.tezzeret.cache_dir)
     self.parts = assembly.assemble(self.config, assembly.load_data(self.config))
     self._programs = Programs(
       self.parts,
       batch_size=self.config.data.batch_size,
       probe_examples=self.config.tamiyo.probe_examples,
       seed=self.config.seed,
+      limits=assembly.compile_limits(self.config),
+      stopping=lambda: self._stopping.requested,
       on_compile=self._on_compile,
+      on_use=lambda s: self._book(guesses_used=1, guess_seconds_used=s),
     )
     self._growth = Growth(
       self.parts.growth,
       self.parts.policy,
       self.bus,
-      forge=self._programs.forge,
-      probe=self._programs.probe,
-      score=self._programs.score,
-      check=self._programs.check_consumed,
+      self._programs,
+      self._programs.forge,
     )
     state = assembly.new_state(self.config, self.parts)
     self._initial_parameters = count_parameters(state)
@@ -153,6 +157,9 @@ class Trainer:
             return self._interrupt()
           self.train_epoch()
         return self._complete()
+    except Interrupted:  # within a boundary: the last checkpoint is resumed
+      self._publish("interrupted", signal=self._stopping.name)
+      return self._finish("interrupted")
     except RunFailedError as error:
       self._fail(error)
       raise
@@ -184,6 +191,7 @@ class Trainer:
 
   def shutdown(self) -> None:
     """Finishes what is being written, lets the directory go; idempotent."""
+    self._programs.forge.close()
     self._display.close()
     self._store.close()
 
@@ -191,23 +199,32 @@ class Trainer:
     run, timetable = self.run, self.parts.timetable
     log_every, chunk = self.config.train.log_every, self.parts.chunk
     self._logbook.begin_epoch(run.next_batch)
-    self._programs.begin(run)
+    try:
+      self._programs.begin(run)
+    except Interrupted:
+      return self._logbook.metrics(run)
+    self._growth.look_ahead(run)
     end = run.epoch * timetable.steps_per_epoch + timetable.steps_in(run.epoch)
     while run.next_batch < end:
       before = run.next_batch
       count = chunk if end - before >= chunk else 1
-      rows = [next(self._batches) for _ in range(count)]
-      self._programs.train(run, np.stack(rows))
+      rows = np.stack([next(self._batches) for _ in range(count)])
+      if not self._growth.planting.train(run, rows):
+        # Or a resumed run would plant again what the device cannot hold.
+        self._checkpoint(checkpoints.SCHEDULED)
+        self._growth.planting.train(run, rows)
       self._logbook.pace(run, count)
       if run.next_batch // log_every != before // log_every:
         loss = self._logbook.steps(run)
         faults.judge(run, self.parts.governor, loss=loss)
       if self._stopping.requested and run.next_batch < end:
         return self._logbook.metrics(run)
+    self._logbook.end_steps(run)
     losses, hits = self._programs.evaluate(run, self.parts.validation)
     run.epoch += 1
     metrics = self._logbook.metrics(run, losses, hits)
     last = run.epoch == timetable.epochs
+    self._programs.forge.new_epoch(metrics.seconds)
     for hook in self._hooks:
       hook(_Boundary(metrics, losses, last))
     for callback in self.callbacks:
@@ -230,18 +247,13 @@ class Trainer:
     )
 
   def _measure(self, boundary: _Boundary) -> None:
-    run, k, growth = self.run, self.config.kasmina, self.parts.growth
-    validation = self.parts.validation
+    run, growth, validation = self.run, self.parts.growth, self.parts.validation
     measure.update(
       run,
       [growth.path(row) for row in range(growth.rows)],
       batches=validation,
       baseline=boundary.losses,
-      limits=measure.Limits(
-        share=k.measure_budget,
-        examples=k.measure_examples,
-        min_training=k.min_training_epochs,
-      ),
+      limits=measure.Limits.of(self.config),
       cost=self._programs.evaluate_flops(run, validation[0]),
       evaluate=lambda state, batches: self._programs.evaluate(
         run, batches, state=state, account="ablation"
@@ -249,13 +261,7 @@ class Trainer:
     )
 
   def _grow(self, boundary: _Boundary) -> None:
-    if self.parts.growth.slots:
-      self._growth.boundary(
-        self.run,
-        step_flops=self._programs.step_flops,
-        decide=self.run.epoch % self.config.tamiyo.adaptation_frequency == 0,
-        last=boundary.last,
-      )
+    self._growth.boundary(self.run, last=boundary.last)
 
   def _record(self, boundary: _Boundary) -> None:
     self._logbook.epoch(self.run, boundary.metrics)
@@ -263,6 +269,7 @@ class Trainer:
   def _save(self, boundary: _Boundary) -> None:
     every = self.config.checkpoint.every_epochs
     if boundary.last or self.run.epoch % every == 0:
+      self._programs.pin("rollback", self.run.state)
       self._checkpoint(checkpoints.SCHEDULED, boundary.metrics.val_accuracy)
 
   # --- Beginning and end ---------------------------------------------------
@@ -291,24 +298,18 @@ class Trainer:
       self._publish("run_started", policy=self.parts.policy.name)
       self._checkpoint(checkpoints.SCHEDULED)
     self._follow_order()
+    self._growth.planting.outcomes = store.outcomes
+    self._growth.prepare(self.run)
 
   def _complete(self) -> dict[str, Any]:
     """Reads the test set, for the first and only time, and reports."""
-    run, d = self.run, self.parts.data
-    losses, hits = self._programs.evaluate(run, self.parts.validation)
-    batch = len(self.parts.validation[0].mask)
-    test = measure.device_batches(d.test_images, d.test_labels, batch)
-    _, test_hits = self._programs.evaluate(run, test)
-    figures = {
-      "val_loss": float(losses.mean()),
-      "val_accuracy": float(hits.mean()),
-      "test_accuracy": float(test_hits.mean()),
-    }
+    figures = self._programs.final_figures(self.run)
     self._store.wait()
     self._publish("run_finished", status="completed", **figures)
     return self._finish("completed", **figures)
 
   def _interrupt(self) -> dict[str, Any]:
+    self._programs.forge.report()
     self._publish("interrupted", signal=self._stopping.name)
     self._checkpoint("interrupt")
     return self._finish("interrupted")
@@ -384,15 +385,16 @@ class Trainer:
       event, epoch=self.run.epoch, step=self.run.next_batch, **fields
     )
 
-  def _on_compile(self, name: str, seconds: float) -> None:
-    """Books a compilation; once steps were made it also stalls training."""
-    waiting = name in ("train", "chunk") and self._logbook.under_way
-    self.run.ledger = self.run.ledger.spend(
-      compiling=seconds, stall=seconds if waiting else 0.0
-    )
-    self._publish("compile", program=name, seconds=seconds)
+  def _on_compile(self, compiled: Compiled) -> None:
+    """Books a compilation; once steps were made, waiting stalls training."""
+    stall = compiled.waited if self._logbook.under_way else 0.0
+    self.run.ledger = self.run.ledger.compiled(compiled, stall=stall)
+    self._publish("compile", **compiled._asdict())
 
   def _book_time(self) -> None:
     now = time.monotonic()
-    self.run.ledger = self.run.ledger.spend(wall=now - self._booked)
+    self._book(wall_seconds=now - self._booked)
     self._booked = now
+
+  def _book(self, **amounts: float) -> None:
+    self.run.ledger = self.run.ledger.book(**amounts)

@@ -27,6 +27,7 @@ from esper_jax.kasmina.gates import legal
 from esper_jax.knobs import KNOBS
 from esper_jax.oona import jsonl
 from esper_jax.tamiyo import policy as policies
+from esper_jax.tezzeret import disk
 from esper_jax.tolaria import assembly, governor
 from esper_jax.tolaria.run import unknown_signals
 from esper_jax.tolaria.trainer import Trainer
@@ -237,6 +238,25 @@ def data(config: ConfigDict) -> Any:
   return [hashlib.sha256(getattr(d, name)).hexdigest() for name in names]
 
 
+def timing_dependent(config: ConfigDict) -> Any:
+  return run(config).result["timing_dependent"]
+
+
+def compiled_ahead(config: ConfigDict) -> Any:
+  compiled = [e for e in run(config).events if e["type"] == "compile"]
+  return any(e["background"] for e in compiled)
+
+
+def cached_in(config: ConfigDict) -> Any:
+  """The folder of compiled programs where JAX itself was told of none."""
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  try:
+    return disk.enable(config.tezzeret.cache_dir)
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
 def parts(config: ConfigDict) -> assembly.Parts:
   return assembly.assemble(config, assembly.load_data(config))
 
@@ -434,6 +454,13 @@ CASES: dict[str, Case] = {
   "tamiyo.schedule": Case(((2, "slot1", "dense"),), germinations, GROW),
   "tamiyo.probe_examples": Case(32, reasons, PLATEAU),
   "tezzeret.lead_epochs": Case(1, germinations, GROW),
+  "tezzeret.guesses": Case(0, lambda config: parts(config).growth.guesses),
+  "tezzeret.guess_seconds": Case(1.0, assembly.compile_limits),
+  "tezzeret.max_programs": Case(1, assembly.compile_limits),
+  "tezzeret.max_bytes": Case(1, assembly.compile_limits),
+  "tezzeret.timeout_seconds": Case(9.0, timing_dependent),
+  "tezzeret.threads": Case(0, compiled_ahead),
+  "tezzeret.cache_dir": Case("here", cached_in, {"tezzeret.cache_dir": "off"}),
   "governor.loss_factor": Case(1.5, governed),
   "governor.window": Case(2, governed),
   "governor.chance_margin": Case(0.06, governed),

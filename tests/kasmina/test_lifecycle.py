@@ -676,5 +676,7 @@ def test_the_walks_see_every_move_and_every_reason():
   assert {m for m in moves if m[0] != m[1]} >= allowed | back
   seen = functools.reduce(int.__or__, (int(b["reason"]) for _, b in steps))
   # the gates' reasons have their own exhaustive test
-  assert not {int(r) for r in Reason if r >= Reason.RESTING and not seen & r}
+  given = Reason.NOT_COMPILED  # by the caller of `cancel`; others stand for it
+  own = [r for r in Reason if r >= Reason.RESTING and r != given]
+  assert not {int(r) for r in own if not seen & r}
   assert max(b["fossils"] for _, b in steps) > 1

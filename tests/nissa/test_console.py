@@ -57,7 +57,7 @@ def result(**changes):
     "measurement_share": 0.0,
     "measure_budget": 0.05,
     "wall_seconds": 1.0,
-    "compile_seconds": 0.5,
+    "compilation": {"blocking_seconds": 0.5},
     "germinated": 0,
     "fossilized": 0,
     "culled": 0,

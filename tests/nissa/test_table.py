@@ -18,7 +18,7 @@ def made(**changes):
     "measurement_share": 0.05,
     "measure_budget": 0.05,
     "wall_seconds": 61.23,
-    "compile_seconds": 4.0,
+    "compilation": {"blocking_seconds": 4.0},
     "germinated": 3,
     "fossilized": 1,
     "culled": 2,

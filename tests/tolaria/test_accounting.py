@@ -223,22 +223,31 @@ def test_counts_are_exact_beyond_floating_point():
 
 
 def test_seconds_accumulate_over_resumes():
-  first = Ledger().spend(wall=2.0, compiling=0.5).spend(stall=0.25)
+  first = Ledger().book(wall_seconds=2.0, compile_seconds=0.5)
+  first = first.book(stall_seconds=0.25)
   resumed = Ledger.from_dict(json.loads(json.dumps(first.to_dict())))
-  resumed = resumed.spend(wall=3.0, compiling=0.5, stall=0.25)
+  resumed = resumed.book(
+    wall_seconds=3.0, compile_seconds=0.5, stall_seconds=0.25
+  )
   assert resumed.wall_seconds == 5.0
   assert resumed.compile_seconds == 1.0
   assert resumed.stall_seconds == 0.5
 
 
 def test_rewind_moves_lost_work_out_of_the_total():
-  saved = Ledger().charge("train", 10, times=4).spend(wall=1.0)
-  now = saved.charge("train", 10, times=3).charge("probe", 5).spend(wall=2.0)
+  saved = Ledger().charge("train", 10, times=4).book(wall_seconds=1.0)
+  now = (
+    saved.charge("train", 10, times=3).charge("probe", 5).book(wall_seconds=2.0)
+  )
   back = now.rewind(saved)
   assert (back.steps, back.total_flops) == (4, 40)
   assert (back.redone_steps, back.redone_flops) == (3, 35)
   assert back.wall_seconds == 3.0
-  again = back.charge("train", 10).spend(compiling=1.0, stall=0.5).rewind(saved)
+  again = (
+    back.charge("train", 10)
+    .book(compile_seconds=1.0, stall_seconds=0.5)
+    .rewind(saved)
+  )
   assert (again.redone_steps, again.redone_flops) == (4, 45)
   assert (again.compile_seconds, again.stall_seconds) == (1.0, 0.5)
   assert again.total_flops == 40
@@ -263,7 +272,9 @@ def test_record_survives_json(ledger):
 
 def test_summary_names_the_keys_of_the_result():
   ledger = Ledger().charge("train", 10, times=2).charge("probe", 1)
-  summary = ledger.spend(wall=1.0, compiling=0.5, stall=0.25).summary()
+  summary = ledger.book(
+    wall_seconds=1.0, compile_seconds=0.5, stall_seconds=0.25
+  ).summary()
   assert summary == {
     "train_flops": 20,
     "total_flops": 21,
@@ -277,4 +288,16 @@ def test_summary_names_the_keys_of_the_result():
     "stall_seconds": 0.25,
     "redone_steps": 0,
     "redone_flops": 0,
+    "compilation": {
+      "background_seconds": 0.0,
+      "blocking_seconds": 0.0,
+      "compiles": 0,
+      "disk_hits": 0,
+      "guesses": 0,
+      "guesses_used": 0,
+      "guess_seconds": 0.0,
+      "guess_seconds_used": 0.0,
+      "memory_hits": 0,
+      "overlapped_steps": 0,
+    },
   }

@@ -25,10 +25,8 @@ def obey(run, decide, explain=lambda *_: []):
     trainer.parts.growth,
     policy,
     trainer.bus,
-    forge=Forge(cost=lambda lowered: 0.0),
-    probe=trainer._programs.probe,
-    score=trainer._programs.score,
-    check=trainer._programs.check_consumed,
+    trainer._programs,
+    Forge(cost=lambda lowered: 0.0),
   )
 
 
@@ -138,7 +136,6 @@ def test_the_flops_of_a_large_host_reach_the_policy(watch):
   run = watch()
   obey(run, at(1, 0, Action.WAIT), explain)
   trainer = run.trainer
-  trainer._growth.boundary(  # 2**40 is more than an int32 holds
-    trainer.run, step_flops=2**40, decide=True, last=False
-  )
+  trainer._programs.step_flops = 2**40  # more than an int32 holds
+  trainer._growth.boundary(trainer.run, last=False)
   assert seen == [2.0**40]

@@ -331,14 +331,26 @@ def test_a_run_may_be_driven_epoch_by_epoch(watch):
 
 def test_a_stop_within_an_epoch_ends_after_the_step(watch):
   run = watch()
+  run.trainer.train_epoch()
   run.trainer.stop()
   metrics = run.trainer.train_epoch()
-  assert (metrics.epoch, metrics.step) == (0, 1)
+  assert (metrics.epoch, metrics.step) == (1, STEPS + 1)
   assert math.isnan(metrics.val_loss)
   assert math.isnan(metrics.val_accuracy)
   assert metrics.train_loss > 0
   run.trainer.shutdown()
   run.trainer.shutdown()
+
+
+def test_a_stop_before_the_first_program_is_there_makes_no_step(watch):
+  run = watch()
+  run.trainer.stop()
+  metrics = run.trainer.train_epoch()
+  assert (metrics.epoch, metrics.step) == (0, 0)
+  assert math.isnan(metrics.train_loss)
+  assert math.isnan(metrics.val_loss)
+  assert run.train().result["status"] == "interrupted"
+  assert watch(name=run.path.name).train().result["status"] == "completed"
 
 
 class Recorder(Silent):
@@ -428,11 +440,22 @@ def test_a_run_is_charged_for_what_it_did(watch):
   assert run.lines("flops/total")[-1] < r["total_flops"]  # then comes the test
   compiled = sum(e["seconds"] for e in run.events if e["type"] == "compile")
   assert r["compile_seconds"] == pytest.approx(compiled)
-  stalls = [
-    e["seconds"]
-    for e in run.events
-    if e.get("program") == "train" and e["epoch"] > 0
-  ]
+  compiles = [e for e in run.events if e["type"] == "compile"]
+  c = r["compilation"]
+  waits = [e["waited"] for e in compiles]
+  assert c["compiles"] == len(compiles)
+  assert c["blocking_seconds"] == pytest.approx(sum(waits))
+  stalls = [e["waited"] for e in compiles if e["step"] > 0]
   assert r["stall_seconds"] == pytest.approx(sum(stalls))
-  assert len(stalls) >= 1
-  assert r["wall_seconds"] > r["compile_seconds"]
+  beside = sum(e["seconds"] for e in compiles if e["background"])
+  assert c["background_seconds"] == pytest.approx(beside)
+  assert r["wall_seconds"] > c["blocking_seconds"]
+
+
+def test_without_threads_every_compilation_is_waited_for(watch):
+  changes = {**one_seed(), "train.epochs": 6, "tezzeret.threads": 0}
+  r = watch(**changes).train().result
+  c = r["compilation"]
+  assert c["background_seconds"] == c["overlapped_steps"] == c["guesses"] == 0
+  assert c["blocking_seconds"] == pytest.approx(r["compile_seconds"], rel=0.01)
+  assert 0 < r["stall_seconds"] < c["blocking_seconds"]

@@ -1,0 +1,119 @@
+"""The compiler's cache on disk, which a second process starts from.
+
+It holds executable code, so nobody else may be able to write it.
+"""
+
+import contextlib
+import grp
+import os
+import pwd
+import stat
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from jax.experimental.compilation_cache import compilation_cache
+
+from esper_jax.types import InputError
+
+OFF = "off"
+_HIT = "/jax/compilation_cache/cache_hits"
+_SEEN = threading.local()
+
+
+def enable(folder: str) -> Path | None:
+  """Lets JAX keep compiled programs of every size; idempotent.
+
+  What the user has set for JAX itself stays: with JAX_COMPILATION_CACHE_DIR,
+  or a folder that this process set before, nothing is changed.
+
+  Args:
+    folder: "" means ~/.cache/esper_jax/programs (or below $XDG_CACHE_HOME),
+      "off" none.
+
+  Returns:
+    The folder in use; None where there is none.
+
+  Raises:
+    InputError: it cannot be made, or others can write to it.
+  """
+  if folder == OFF:
+    return None
+  already = getattr(jax.config, "jax_compilation_cache_dir", None)
+  if already:
+    return Path(already)
+  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  path = Path(folder or f"{base}/esper_jax/programs").expanduser().absolute()
+  try:
+    path.mkdir(mode=0o700, parents=True, exist_ok=True)
+  except OSError as error:
+    raise InputError(
+      f"cannot make {path}: {error.strerror}; set --config.tezzeret.cache_dir"
+      " to a folder of yours, or to off"
+    ) from error
+  _check_owner(path)
+  jax.config.update("jax_compilation_cache_dir", str(path))
+  compilation_cache.reset_cache()  # or what was compiled before turns it off
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+  jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+  return path
+
+
+def _check_owner(path: Path) -> None:
+  """Refuses a folder that another user could put a program into."""
+  for place in (path, *path.parents):
+    found = place.stat()
+    others = found.st_mode & stat.S_IWOTH or (
+      found.st_mode & stat.S_IWGRP and not _mine_alone(found.st_gid)
+    )
+    sticky = place != path and found.st_mode & stat.S_ISVTX
+    if found.st_uid not in (os.getuid(), 0) or (others and not sticky):
+      raise InputError(
+        f"{place} can be written by others, and compiled programs in {path}"
+        f" would be run: chmod go-w {place}, or set"
+        " --config.tezzeret.cache_dir to a folder of yours, or to off"
+      )
+
+
+def _mine_alone(group: int) -> bool:
+  """Whether nobody else is in a group: many systems give each user one."""
+  me = os.getuid()
+  with contextlib.suppress(KeyError):
+    name = pwd.getpwuid(me).pw_name
+    primary = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == group}
+    return {*grp.getgrgid(group).gr_mem} <= {name} and primary <= {me, 0}
+  return False
+
+
+class Seen:
+  """Whether the cache on disk had the program."""
+
+  hit = False
+
+
+@contextlib.contextmanager
+def watch() -> Iterator[Seen]:
+  """Notes whether what this thread compiles inside the block was on disk."""
+  _listen()
+  _SEEN.now = seen = Seen()
+  try:
+    yield seen
+  finally:
+    _SEEN.now = None
+
+
+def _note(event: str, **kwargs: object) -> None:
+  del kwargs
+  seen = getattr(_SEEN, "now", None)
+  if event == _HIT and seen is not None:
+    seen.hit = True
+
+
+_LISTENING = threading.Event()
+
+
+def _listen() -> None:
+  if not _LISTENING.is_set():
+    _LISTENING.set()
+    jax.monitoring.register_event_listener(_note)

@@ -1,0 +1,50 @@
+"""From a jitted function to a program, for this backend or for counting."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+
+from esper_jax.types import InputError
+
+
+def compile_lowered(
+  lowered: jax.stages.Lowered, options: Mapping[str, Any]
+) -> jax.stages.Compiled:
+  """Compiles a lowered program with these options of the compiler."""
+  return lowered.compile(dict(options) or None)
+
+
+def lower_on_cpu(jitted: Any, *args: Any) -> jax.stages.Lowered:
+  """Lower a jitted function for the CPU, whatever backend the run uses.
+
+  Kernels that choose by platform become their jnp reference, so they count
+  (a foreign call would not), and XLA offers cost analysis before compilation
+  on the CPU alone. Nothing is compiled or executed, and a function that was
+  already traced with arguments of these types is not traced again.
+
+  Args:
+    jitted: the result of `jax.jit`.
+    *args: arrays, typed keys or `jax.ShapeDtypeStruct`s, or trees of them.
+
+  Raises:
+    InputError: JAX_PLATFORMS hides the CPU.
+  """
+  try:
+    device = jax.devices("cpu")[0]
+  except RuntimeError as error:
+    platforms = os.environ.get("JAX_PLATFORMS", "")
+    raise InputError(
+      f"JAX_PLATFORMS={platforms} hides the CPU, on which FLOPs are counted;"
+      f" set it to {platforms},cpu or unset it"
+    ) from error
+  cpu = jax.sharding.SingleDeviceSharding(device)
+
+  def abstract(leaf):
+    return jax.ShapeDtypeStruct(
+      leaf.shape, leaf.dtype, sharding=cpu, weak_type=leaf.weak_type
+    )
+
+  avals = jax.eval_shape(lambda *leaves: leaves, *args)
+  return jitted.lower(*jax.tree.map(abstract, avals))
