@@ -3,10 +3,13 @@
 import argparse
 import json
 import tempfile
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 from scipy import stats
@@ -14,11 +17,18 @@ from scipy import stats
 from esper_jax import command_line
 from esper_jax.oona import jsonl
 from esper_jax.oona.jsonl import plain
+from esper_jax.tolaria import checkpoints
+from esper_jax.tolaria.assembly import Parts
+from esper_jax.tolaria.state import TrainState
+from esper_jax.tolaria.steps import empty_sums
 from esper_jax.tolaria.store import environment
 from esper_jax.tolaria.trainer import Callback, Trainer
 from esper_jax.types import RunFailedError
 
 CONFIDENCE = 0.95
+RATIO_CONFIDENCE = 0.9  # two-sided; its upper end is a one-sided 95 % bound
+_RESAMPLES = 10_000
+_PATIENCE = 30.0  # seconds for a checkpoint to be written
 
 
 class Finished(NamedTuple):
@@ -136,6 +146,103 @@ def interval(values: Sequence[float]) -> Interval:
   half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1))
   half *= float(x.std(ddof=1)) / n**0.5
   return Interval(mean, mean - half, mean + half, n)
+
+
+class Ratio(NamedTuple):
+  """The median of paired ratios and its percentile bootstrap interval.
+
+  Attributes:
+    median: of the ratios.
+    low, high: ends of the interval of the median at RATIO_CONFIDENCE.
+    n: number of pairs.
+  """
+
+  median: float
+  low: float
+  high: float
+  n: int
+
+  def text(self) -> str:
+    """For people."""
+    return f"{self.median:.4f} [{self.low:.4f}, {self.high:.4f}], n = {self.n}"
+
+
+def paired_ratio(above: Sequence[float], below: Sequence[float]) -> Ratio:
+  """Estimates a ratio from pairs; pairs are taken to be independent."""
+  ratios = np.divide(above, below)
+  rng = np.random.default_rng(0)
+  drawn = rng.choice(ratios, (_RESAMPLES, len(ratios)))
+  tail = (1 - RATIO_CONFIDENCE) / 2
+  low, high = np.quantile(np.median(drawn, axis=1), (tail, 1 - tail))
+  return Ratio(float(np.median(ratios)), float(low), float(high), len(ratios))
+
+
+def interleaved(
+  blocks: Mapping[str, Callable[[], float]], rounds: int
+) -> dict[str, list[float]]:
+  """Runs each block once a round, in another order from round to round.
+
+  Args:
+    blocks: name -> what runs it and returns its seconds.
+    rounds: at least 1.
+
+  Returns:
+    name -> seconds of each round.
+  """
+  seconds: dict[str, list[float]] = {name: [] for name in blocks}
+  for n in range(rounds):
+    names, first = list(blocks), n // 2 % len(blocks)
+    names = names[first:] + names[:first]
+    for name in reversed(names) if n % 2 else names:
+      seconds[name].append(blocks[name]())
+  return seconds
+
+
+def step_arguments(parts: Parts, state: TrainState, batch: int) -> Any:
+  """What one training step takes: always the first examples of the data."""
+  images, labels = parts.data.train_images, parts.data.train_labels
+  return jax.device_put(
+    (state, empty_sums(state), images, labels, np.arange(batch, dtype=np.int32))
+  )
+
+
+def step_block(
+  step: Callable[..., Any], arguments: Any, steps: int
+) -> Callable[[], float]:
+  """Makes a block of training steps, each run of it from the same state.
+
+  Args:
+    step: compiled; may take the buffers of its state and sums.
+    arguments: see `step_arguments`.
+    steps: per run.
+
+  Returns:
+    What runs the block and returns its seconds.
+  """
+
+  def block() -> float:
+    state, sums = jax.tree.map(jnp.copy, arguments[:2])
+    jax.block_until_ready((state, sums))
+    start = time.perf_counter()
+    for _ in range(steps):
+      state, sums = step(state, sums, *arguments[2:])
+    jax.block_until_ready((state, sums))
+    return time.perf_counter() - start
+
+  return block
+
+
+def await_checkpoint(folder: Path, step: int) -> None:
+  """Waits until the checkpoint of a step is on the disk.
+
+  Raises:
+    RunFailedError: it does not come.
+  """
+  deadline = time.monotonic() + _PATIENCE
+  while all(c.step != step for c in checkpoints.available(folder)):
+    if time.monotonic() > deadline:
+      raise RunFailedError(f"no checkpoint of step {step} in {folder}")
+    time.sleep(0.001)
 
 
 def report(name: str, figures: dict[str, Any], path: str | None) -> None:

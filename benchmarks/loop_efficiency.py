@@ -26,17 +26,21 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from benchmarks._common import add_json, changed, load_config, report
-from esper_jax.tolaria import assembly, checkpoints, measure, steps
+from benchmarks._common import (
+  add_json,
+  await_checkpoint,
+  changed,
+  load_config,
+  report,
+)
+from esper_jax.tolaria import assembly, measure, steps
 from esper_jax.tolaria.display import TrainingMetrics
 from esper_jax.tolaria.trainer import Trainer
-from esper_jax.types import RunFailedError
 
 TARGET = 0.95  # median ratio of the epochs
 SHAPES = ("digits", "cifar10")
 _RECORDS = 10_000  # per file of the CIFAR-10 archive
 _RECORD = 1 + 32 * 32 * 3  # bytes: label, image
-_PATIENCE = 30.0  # seconds for a checkpoint to be written
 
 
 class Epoch(NamedTuple):
@@ -71,7 +75,7 @@ class Stopwatch:
     """Ends the trainer's epoch, then times the next one of the bare loop."""
     ledger, before = trainer.run.ledger, self._ledger
     seconds = time.perf_counter() - self._started
-    seconds -= ledger.compile_seconds - before.compile_seconds
+    seconds -= ledger.blocking_seconds - before.blocking_seconds
     asked = ledger.ablation - before.ablation
     passes = asked / (ledger.evaluation - before.evaluation)
     training, validation = self._bare
@@ -83,7 +87,7 @@ class Stopwatch:
   def _begin(self, trainer: Trainer) -> None:
     run = trainer.run
     if run.epoch % trainer.config.checkpoint.every_epochs == 0:
-      _await_checkpoint(self._checkpoints, run.next_batch)
+      await_checkpoint(self._checkpoints, run.next_batch)
     self._bare = self._loop.epoch(run.state, run.epoch)
     self._ledger = run.ledger
     self._started = time.perf_counter()
@@ -190,10 +194,10 @@ def measure_shape(
   epochs: list[Epoch] = []
   result: dict[str, Any] = {}
   with tempfile.TemporaryDirectory() as folder:
-    own = []
+    own = ["--config.tezzeret.threads=0"]  # nothing is compiled beside steps
     if name == "cifar10":
       write_random_cifar(Path(folder))
-      own = [f"--config.data.dir={folder}", "--config.data.train_limit=4096"]
+      own += [f"--config.data.dir={folder}", "--config.data.train_limit=4096"]
     config = load_config(f"configs/{name}.py:cpu", [*own, *overrides])
     for seed in range(repeats):
       workdir = Path(folder) / f"run{seed}"
@@ -228,15 +232,6 @@ def write_random_cifar(folder: Path) -> None:
     records = rng.integers(0, 256, (_RECORDS, _RECORD), np.uint8)
     records[:, 0] = np.arange(_RECORDS) % 10
     (folder / name).write_bytes(records.tobytes())
-
-
-def _await_checkpoint(folder: Path, step: int) -> None:
-  """Waits until the checkpoint of a step is on the disk."""
-  deadline = time.monotonic() + _PATIENCE
-  while all(c.step != step for c in checkpoints.available(folder)):
-    if time.monotonic() > deadline:
-      raise RunFailedError(f"no checkpoint of step {step} in {folder}")
-    time.sleep(0.001)
 
 
 if __name__ == "__main__":
