@@ -104,10 +104,15 @@ class Programs:
     Returns:
       Their keys.
     """
-    return [
+    state = abstract(state)
+    keys = [
       self.forge.prepare(name, *args, guess=guess)
-      for name, args in self._of_topology(abstract(state))
+      for name, args in self._of_topology(state)
     ]
+    if guess is None and self._parts.policy.wants_scores is not None:
+      probed = self._probed(state)
+      keys.append(self.forge.prepare("probe", *probed, likely=True))
+    return keys
 
   def pin(self, owner: str, state: TrainState) -> None:
     """Keeps the programs of a topology, in place of the owner's before."""
@@ -150,16 +155,15 @@ class Programs:
     if self._parts.chunk > 1:
       programs.append(("chunk", (*data, self._index(self._parts.chunk))))
     evaluated = (*view, first.images, first.labels, first.mask)
-    programs.append(("evaluate", evaluated))
-    if self._parts.policy.wants_scores is not None:
-      count = self._probe_examples
-      probed = [
-        jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
-        for x in (self._images, self._labels)
-      ]
-      own = state.params, state.collections, state.seeds
-      programs.append(("probe", (*own, *probed)))
-    return programs
+    return [*programs, ("evaluate", evaluated)]
+
+  def _probed(self, state: TrainState) -> tuple[Any, ...]:
+    count = self._probe_examples
+    data = [
+      jax.ShapeDtypeStruct((count, *x.shape[1:]), x.dtype)
+      for x in (self._images, self._labels)
+    ]
+    return (state.params, state.collections, state.seeds, *data)
 
   def train(self, run: Run, indices: np.ndarray) -> None:
     """One training step per row of indices int32 [steps, batch]."""
