@@ -20,7 +20,11 @@ from typing import Any
 import jax
 
 from esper_jax.tezzeret import disk
-from esper_jax.tezzeret.lowering import compile_lowered, lower_on_cpu
+from esper_jax.tezzeret.lowering import (
+  abstract,
+  compile_lowered,
+  lower_on_cpu,
+)
 from esper_jax.tezzeret.program import (
   Compiled,
   CompileError,
@@ -28,6 +32,7 @@ from esper_jax.tezzeret.program import (
   Job,
   Limits,
   Program,
+  first_line,
 )
 from esper_jax.tezzeret.workers import Workers
 
@@ -274,7 +279,7 @@ class Forge:
   def _new_job(
     self, key: Hashable, name: str, args: Any, *, rank: int | None = None
   ) -> Job:
-    shapes = jax.tree.map(_abstract, args)
+    shapes = abstract(args)
     job = Job(name, self._jitted[name], shapes, rank, guessed=rank is not None)
     self._jobs[key] = job
     return job
@@ -330,8 +335,8 @@ class Forge:
       job.on_disk = seen.hit
       job.program = Program(compiled, self._cost(lowered), _size(compiled))
     except jax.errors.JaxRuntimeError as error:
-      line = (str(error).strip().splitlines() or [repr(error)])[0]
-      job.error = CompileError(f"'{job.name}' cannot be compiled: {line}")
+      why = first_line(error)
+      job.error = CompileError(f"'{job.name}' cannot be compiled: {why}")
     except BaseException as error:  # a mistake in what is compiled
       job.error = error
     job.shapes = None
@@ -372,12 +377,6 @@ def _failed_guess(job: Job) -> bool:
 def _key(name: str, args: Any) -> Hashable:
   leaves, structure = jax.tree.flatten(args)
   return name, structure, tuple((x.shape, x.dtype) for x in leaves)
-
-
-def _abstract(x: Any) -> jax.ShapeDtypeStruct:
-  return jax.ShapeDtypeStruct(
-    x.shape, x.dtype, weak_type=getattr(x, "weak_type", False)
-  )
 
 
 def _size(compiled: Any) -> int:

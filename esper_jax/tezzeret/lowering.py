@@ -6,7 +6,19 @@ from typing import Any
 
 import jax
 
-from esper_jax.types import InputError
+from esper_jax.types import InputError, PyTree
+
+
+def abstract(tree: PyTree) -> PyTree:
+  """The shapes and dtypes of a tree of arrays, or of such shapes."""
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape,
+      x.dtype,
+      weak_type=getattr(x, "weak_type", False),  # keys have none
+    ),
+    tree,
+  )
 
 
 def compile_lowered(

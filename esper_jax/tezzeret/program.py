@@ -110,3 +110,8 @@ class Job:
   seconds: float = 0.0
   held_up: float = 0.0
   done: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+
+def first_line(error: Exception) -> str:
+  """What XLA's many lines begin with; the error's kind where it says none."""
+  return (str(error).strip().splitlines() or [repr(error)])[0]

@@ -50,16 +50,9 @@ class Workers:
 
   def start(self, job: Callable[[], None]) -> None:
     """Runs a job at once, in a thread of its own. It must not raise."""
-
-    def work() -> None:
-      me = threading.current_thread()
-      _AT_WORK.add(me)
-      try:
-        job()
-      finally:
-        _AT_WORK.discard(me)
-
-    threading.Thread(target=work, name="tezzeret now", daemon=True).start()
+    threading.Thread(
+      target=_run, args=(job,), name="tezzeret now", daemon=True
+    ).start()
 
   def close(self) -> None:
     """Drops what waits; does not wait for what runs."""
@@ -69,7 +62,6 @@ class Workers:
       self._changed.notify_all()
 
   def _work(self) -> None:
-    me = threading.current_thread()
     while True:
       with self._changed:
         self._idle += 1
@@ -79,12 +71,17 @@ class Workers:
         if self._closed or _ENDING.is_set():
           return
         _, _, job = heapq.heappop(self._queue)
-        _AT_WORK.add(me)
-      try:
-        job()
-      finally:
-        _AT_WORK.discard(me)
-        del job  # or its program lives until the next one
+      _run(job)
+      del job  # or its program lives until the next one
+
+
+def _run(job: Callable[[], None]) -> None:
+  me = threading.current_thread()
+  _AT_WORK.add(me)
+  try:
+    job()
+  finally:
+    _AT_WORK.discard(me)
 
 
 def at_work() -> bool:

@@ -13,9 +13,10 @@ import numpy as np
 
 from esper_jax.kasmina import lifecycle, surgery
 from esper_jax.kasmina.slot import seeds_at
+from esper_jax.tezzeret.lowering import abstract
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.run import Run
-from esper_jax.tolaria.state import TrainState, abstract
+from esper_jax.tolaria.state import TrainState
 from esper_jax.types import Path, Stage
 
 Call = Callable[..., Any]  # (name, *args): one of `growth_programs`

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from esper_jax.kasmina import lifecycle, surgery
-from esper_jax.tezzeret.program import CompileError
+from esper_jax.tezzeret.program import CompileError, first_line
 from esper_jax.tolaria import foresight
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.growth_programs import boundary_key
@@ -157,8 +157,7 @@ class Planting:
     run.keys, run.changed = before.keys, before.changed
     run.germinated = before.germinated
     run.before_growth = before.before_growth
-    why = (str(error).splitlines() or [repr(error)])[0]
-    why = f"its first step failed: {why}"
+    why = f"its first step failed: {first_line(error)}"
     self._cancel(run, before.planted, why, late=False)
     self.carry_out(run, {})
     run.sums = empty_sums(run.state)

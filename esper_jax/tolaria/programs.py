@@ -10,12 +10,13 @@ import numpy as np
 from esper_jax.data.pipeline import permutation
 from esper_jax.kasmina import blueprints, initializers
 from esper_jax.tezzeret.forge import Forge
+from esper_jax.tezzeret.lowering import abstract
 from esper_jax.tezzeret.program import Compiled, Limits, Program
 from esper_jax.tolaria import accounting, measure, steps
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.measure import EvalBatch
 from esper_jax.tolaria.run import Run
-from esper_jax.tolaria.state import TrainState, abstract, evaluation_view
+from esper_jax.tolaria.state import TrainState, evaluation_view
 from esper_jax.types import Path, SlotSpec
 
 Signal = tuple[jax.Array, jax.Array]  # activations, cotangents of one slot

@@ -79,18 +79,6 @@ def evaluation_view(state: TrainState) -> tuple[PyTree, Any, Any]:
   return state.average[HOST_GROUP], state.collections, seeds
 
 
-def abstract(tree: PyTree) -> PyTree:
-  """The shapes and dtypes of a tree of arrays, or of such shapes."""
-  return jax.tree.map(
-    lambda x: jax.ShapeDtypeStruct(
-      x.shape,
-      x.dtype,
-      weak_type=getattr(x, "weak_type", False),  # keys have none
-    ),
-    tree,
-  )
-
-
 def count_parameters(state: TrainState) -> int:
   """Trainable scalars of the host and its seeds."""
   groups = group_params(state.params, state.seeds)

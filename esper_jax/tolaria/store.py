@@ -82,10 +82,9 @@ class Store:
       offsets = meta["offsets"]
       if self.finished:
         offsets = dict.fromkeys(offsets)  # None: every line stays
-      self.redone = _redone(self._work, meta["run"], offsets["metrics"])
-      self.outcomes = _outcomes(
-        _whole_lines(self._work.events), meta["next_event"], meta["run"]
-      )
+      events = _whole_lines(self._work.events)
+      self.redone = _redone(self._work, events, meta["run"], offsets["metrics"])
+      self.outcomes = _outcomes(events, meta["next_event"], meta["run"])
       self._events = workdir.open_log(
         self._work.events, offset=offsets["events"], fsync=config.oona.fsync
       )
@@ -212,19 +211,23 @@ def _finished(work: Workdir) -> dict[str, Any] | None:
 
 
 def _redone(
-  work: Workdir, facts: Mapping[str, Any], offset: int | None
+  work: Workdir,
+  events: list[dict[str, Any]],
+  facts: Mapping[str, Any],
+  offset: int | None,
 ) -> dict[str, int]:
   """The ledger's redone_* after a crash, as far as the logs tell.
 
   Args:
     work: the directory, its logs still whole.
+    events: of the run.
     facts: of the run, from the checkpoint.
     offset: of the checkpoint in metrics.jsonl; None where nothing was lost.
   """
   ledger = Ledger.from_dict(facts["ledger"])
   steps, flops = ledger.redone_steps, ledger.redone_flops
   # Booked by a process that died before it could save a checkpoint.
-  for event in _whole_lines(work.events):
+  for event in events:
     if event.get("type") == "resumed":
       steps = max(steps, event["redone_steps"])
       flops = max(flops, event["redone_flops"])

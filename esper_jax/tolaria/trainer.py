@@ -124,9 +124,8 @@ class Trainer:
     state = assembly.new_state(self.config, self.parts)
     self._initial_parameters = count_parameters(state)
     self._fresh = recovery.new_run(self.parts, state, seed=self.config.seed)
-    self._store = Store(
-      workdir, self.config, data_sha256=self.parts.data.sha256
-    )
+    sha256 = self.parts.data.sha256
+    self._store = Store(workdir, self.config, data_sha256=sha256)
     self._logbook = Logbook(
       self._store,
       self._display,
@@ -269,7 +268,8 @@ class Trainer:
   def _save(self, boundary: _Boundary) -> None:
     every = self.config.checkpoint.every_epochs
     if boundary.last or self.run.epoch % every == 0:
-      self._programs.pin("rollback", self.run.state)
+      if not boundary.last:  # to which no run goes back
+        self._programs.pin("rollback", self.run.state)
       self._checkpoint(checkpoints.SCHEDULED, boundary.metrics.val_accuracy)
 
   # --- Beginning and end ---------------------------------------------------

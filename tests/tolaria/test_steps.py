@@ -30,10 +30,11 @@ from esper_jax.kasmina.slot import (
   seeds_at,
 )
 from esper_jax.tezzeret.forge import Forge
+from esper_jax.tezzeret.lowering import abstract
 from esper_jax.tolaria import steps
 from esper_jax.tolaria.accounting import flops
 from esper_jax.tolaria.optimizers import make_optimizer, newborn_factor
-from esper_jax.tolaria.state import TrainState, abstract
+from esper_jax.tolaria.state import TrainState
 from esper_jax.types import SlotTable
 
 FULL = os.environ.get("ESPER_TEST_FULL") == "1"
