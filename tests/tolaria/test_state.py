@@ -10,9 +10,9 @@ from esper_jax.hosts.host import from_linen
 from esper_jax.hosts.norms import BatchNorm
 from esper_jax.kasmina import surgery
 from esper_jax.kasmina.slot import Slot, seeds_at
+from esper_jax.tezzeret.lowering import abstract
 from esper_jax.tolaria.optimizers import make_optimizer
 from esper_jax.tolaria.state import (
-  abstract,
   count_parameters,
   evaluation_view,
   init_state,
