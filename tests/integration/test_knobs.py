@@ -478,7 +478,8 @@ CASES: dict[str, Case] = {
       "checkpoint.keep_last": 1,
     },
   ),
-  "oona.fsync": Case(True, syncs),
+  # Programs that are done at once are told of at once, and synced together.
+  "oona.fsync": Case(True, syncs, {"tezzeret.threads": 0}),
   "urza.modules": Case((), branches),  # see below
 }
 # Shown by tests of their own.
