@@ -22,6 +22,7 @@ import jax
 from esper_jax.tezzeret import disk
 from esper_jax.tezzeret.lowering import (
   abstract,
+  code_size,
   compile_lowered,
   lower_on_cpu,
 )
@@ -89,9 +90,17 @@ class Forge:
     self._warm: set[str] = set()
     self._workers = Workers(limits.threads)
     self._lock = threading.Lock()  # who takes a job, and the guesses' budget
-    self._allowance = 0.0  # seconds that guesses may take; below 0 a debt
+    self._allowance = 0.0  # seconds for what is spare; below 0 a debt
+    self._longest = 0.0  # seconds
+    self._waiting = False  # whether the caller stands still for a program
     self._finished: list[Job] = []
     self._making = 0
+
+  @property
+  def may_guess(self) -> bool:
+    """Whether the budget of guesses has room for the longest compilation."""
+    longest = min(self._longest, self.limits.guess_seconds)
+    return self._allowance > 0 and self._allowance >= longest
 
   @property
   def busy(self) -> bool:
@@ -155,7 +164,8 @@ class Forge:
       *args: arrays or their abstract shapes; they are not used up.
       guess: None for a program that will be needed; else the rank of a guess,
         0 being the likeliest.
-      likely: whether it may wait for those that will be needed for sure.
+      likely: whether it may not be needed after all; it comes after those
+        that will, and out of the guesses' budget.
 
     Returns:
       The program's key, for `pin`.
@@ -163,20 +173,22 @@ class Forge:
     key = _key(name, args)
     if not self.limits.threads:
       return key
-    job = self._jobs.get(key)
-    if job is None or (guess is None and _failed_guess(job)):
+    job, spare = self._jobs.get(key), likely or guess is not None
+    if job is None or (guess is None and job.failed_guess):
       job = self._new_job(key, name, args, rank=guess)
-    elif job.used:
-      return key
-    elif guess is not None and job.rank is None:
-      return key  # it is needed for sure
+      job.spare = spare
+    elif job.used or (guess is not None and job.rank is None):
+      return key  # it is there, or needed for sure
     else:
       job.rank = guess
-      if job.taken:
-        return key
-    priority = _NEEDED + likely if guess is None else _GUESSED + guess
-    self._workers.submit(priority, lambda: self._work(job))
+      job.spare &= spare
+    self._submit(job)
     return key
+
+  def ready(self, keys: Collection[Hashable]) -> bool:
+    """Whether none of these programs, by `prepare`'s keys, makes one wait."""
+    jobs = [self._jobs.get(key) for key in keys]
+    return all(job is not None and job.done.is_set() for job in jobs)
 
   def warm(self, name: str, work: Callable[[], object]) -> None:
     """Runs something in the background, for what JAX then keeps of it.
@@ -213,7 +225,7 @@ class Forge:
     """
     key = _key(name, args)
     job = self._jobs.pop(key, None)
-    if job is None or _failed_guess(job):
+    if job is None or job.failed_guess:
       job = self._new_job(key, name, args)
     self._jobs[key] = job  # the most recently used
     if not job.done.is_set():
@@ -251,6 +263,9 @@ class Forge:
         if not job.taken:
           job.taken = True  # whoever finds it in the queue leaves it
           del self._jobs[key]
+      waiting = [j for j in self._jobs.values() if j.spare and not j.queued]
+    for job in waiting:
+      self._submit(job)
     self.report()
     self._evict()
 
@@ -287,6 +302,7 @@ class Forge:
   def _obtain(self, job: Job, timeout: float) -> None:
     """Waits for a program; has it made if nobody has begun with it."""
     start = time.monotonic()
+    self._waiting = True
     try:
       if self._take(job):
         if not self.limits.threads and timeout == math.inf:
@@ -304,15 +320,23 @@ class Forge:
           )
     finally:
       job.held_up += time.monotonic() - start
+      self._waiting = False
+
+  def _submit(self, job: Job) -> None:
+    job.queued = not job.taken
+    if job.queued:
+      rank = job.spare if job.rank is None else _GUESSED + job.rank
+      self._workers.submit(_NEEDED + rank, lambda: self._work(job))
 
   def _work(self, job: Job) -> None:
     """What a thread of the background does with a job."""
-    guess = job.rank is not None
-    if guess and self._allowance <= 0:
-      return  # `new_epoch` forgets it, unless it is needed before
+    job.queued = False
+    spare = job.spare
+    if spare and (self._waiting or not self.may_guess):
+      return  # until `new_epoch`, unless it is needed before
     if self._take(job):
       job.background = True
-      self._make(job, guess)
+      self._make(job, spare)
 
   def _take(self, job: Job) -> bool:
     with self._lock:
@@ -320,7 +344,7 @@ class Forge:
       job.taken = True
     return mine
 
-  def _make(self, job: Job, guess: bool = False) -> None:
+  def _make(self, job: Job, spare: bool = False) -> None:
     start = time.monotonic()
     with self._lock:
       self._making += 1
@@ -333,7 +357,7 @@ class Forge:
       if jax.default_backend() != "cpu":
         lowered = lower_on_cpu(jitted, *job.shapes)
       job.on_disk = seen.hit
-      job.program = Program(compiled, self._cost(lowered), _size(compiled))
+      job.program = Program(compiled, self._cost(lowered), code_size(compiled))
     except jax.errors.JaxRuntimeError as error:
       why = first_line(error)
       job.error = CompileError(f"'{job.name}' cannot be compiled: {why}")
@@ -343,7 +367,8 @@ class Forge:
     job.seconds = time.monotonic() - start
     with self._lock:
       self._making -= 1
-      self._allowance -= job.seconds if guess else 0.0
+      self._longest = max(self._longest, job.seconds)
+      self._allowance -= job.seconds if spare else 0.0
       self._finished.append(job)
     job.done.set()
 
@@ -370,17 +395,6 @@ class Forge:
       size -= job.program.size if job.program else 0
 
 
-def _failed_guess(job: Job) -> bool:
-  return job.guessed and not job.used and job.error is not None
-
-
 def _key(name: str, args: Any) -> Hashable:
   leaves, structure = jax.tree.flatten(args)
   return name, structure, tuple((x.shape, x.dtype) for x in leaves)
-
-
-def _size(compiled: Any) -> int:
-  try:
-    return int(compiled.memory_analysis().generated_code_size_in_bytes)
-  except Exception:  # not every backend tells
-    return 0

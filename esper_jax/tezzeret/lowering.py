@@ -28,6 +28,14 @@ def compile_lowered(
   return lowered.compile(dict(options) or None)
 
 
+def code_size(compiled: Any) -> int:
+  """Bytes of machine code; 0 where the backend does not tell."""
+  try:
+    return int(compiled.memory_analysis().generated_code_size_in_bytes)
+  except Exception:  # not every backend tells
+    return 0
+
+
 def lower_on_cpu(jitted: Any, *args: Any) -> jax.stages.Lowered:
   """Lower a jitted function for the CPU, whatever backend the run uses.
 

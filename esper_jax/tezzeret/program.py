@@ -49,8 +49,8 @@ class Limits(NamedTuple):
     max_programs: that are neither pinned nor kept; of the others go first the
       least likely guesses, then the least recently used.
     max_bytes: of machine code in these programs.
-    guess_seconds: compile seconds that guesses may take per epoch, and no more
-      than the epoch before took.
+    guess_seconds: compile seconds per epoch for guesses, and for what may not
+      be needed after all; no more than the epoch before took.
     threads: that compile in the background; with 0, `prepare` does nothing.
   """
 
@@ -87,6 +87,8 @@ class Job:
     rank: None for a program that is needed; the rank of a guess, 0 being the
       likeliest.
     guessed: whether it was begun as a guess.
+    spare: whether it may not be needed after all.
+    queued: whether it waits for a thread of the background.
     taken: whether a thread has begun with it.
     used: whether `Forge.program` has returned it.
     background: whether it was asked for ahead of need.
@@ -101,6 +103,8 @@ class Job:
   shapes: Any
   rank: int | None = None
   guessed: bool = False
+  spare: bool = False
+  queued: bool = False
   taken: bool = False
   used: bool = False
   background: bool = False
@@ -110,6 +114,11 @@ class Job:
   seconds: float = 0.0
   held_up: float = 0.0
   done: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+  @property
+  def failed_guess(self) -> bool:
+    """Whether it may succeed when it is needed."""
+    return self.guessed and not self.used and self.error is not None
 
 
 def first_line(error: Exception) -> str:

@@ -5,7 +5,7 @@ life; Tamiyo decides; moves between stages take effect through leaves; what is
 due at this boundary enters or leaves the tree.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -72,6 +72,7 @@ class Growth:
       forge.add(name, function, rare=True, keep=True)
     self._ahead = bool(options.rows and forge.limits.threads)
     self._scored: Observation | None = None  # the last with scores
+    self._for_guesses: tuple[Hashable, ...] = ()  # keys of programs
 
   def boundary(self, run: Run, *, last: bool) -> None:
     """Everything that growth does between two epochs; changes the run.
@@ -107,21 +108,22 @@ class Growth:
     if not self._ahead:
       return
     prepare, slots, signals = self._forge.prepare, run.slots, run.signals
-    number, mask = np.int32(0), np.zeros(self.options.rows, bool)
+    number = np.int32(0)
     look = (*self._looked_at(run), number, np.float32(0), np.float32(0))
     observation, _ = self._forge.shapes("observe", *look)
     asked = (run.policy, observation, slots, signals, number, number)
     _, decisions, *_ = self._forge.shapes("decide", *asked)
     prepare("enact", slots, number)
     prepare("observe", *look)
-    prepare("rank", run.policy, observation)
     prepare("tick", slots)
-    prepare("act", slots, decisions, signals, number)
     prepare("decide", *asked)
     prepare("leaves", slots)
-    prepare("cancel", slots, mask, number, likely=True)
-    prepare("quarantine", slots, mask, number, likely=True)
     prepare("finish", slots, signals, likely=True)
+    if self.options.guesses:
+      self._for_guesses = (
+        prepare("rank", run.policy, observation, likely=True),
+        prepare("act", slots, decisions, signals, number, likely=True),
+      )
     if self.policy.wants_scores is not None:
       self._programs.prepare_scores()
 
@@ -139,7 +141,9 @@ class Growth:
     for row, blueprint in foresight.expected_births(o, run):
       self.planting.warm(row, blueprint, run.births[row])
     until = o.frequency - run.epoch % o.frequency
-    if o.guesses and run.epoch + until < o.rules.epochs:
+    forge = self._forge
+    may_guess = forge.may_guess and forge.ready(self._for_guesses)
+    if o.guesses and may_guess and run.epoch + until < o.rules.epochs:
       observation, _ = self._observe(run)
       if self._scored is not None:
         observation = _with_scores_of(observation, self._scored)

@@ -10,7 +10,11 @@ import pytest
 
 from esper_jax.tezzeret import forge as forge_lib
 from esper_jax.tezzeret.forge import Forge
-from esper_jax.tezzeret.lowering import compile_lowered, lower_on_cpu
+from esper_jax.tezzeret.lowering import (
+  code_size,
+  compile_lowered,
+  lower_on_cpu,
+)
 from esper_jax.tezzeret.program import CompileError, Interrupted, Limits
 from esper_jax.types import InputError
 
@@ -156,7 +160,7 @@ def test_a_backend_need_not_tell_the_size_of_its_code():
   forge = make_forge()
   forge.add("total", total)
   assert forge.program("total", jnp.ones(2)).size == 0  # as on CPU
-  assert forge_lib._size(object()) == 0
+  assert code_size(object()) == 0
 
 
 def test_an_unknown_name_is_an_error():
@@ -230,6 +234,13 @@ def until(condition):
   while not condition():
     assert time.monotonic() < end
     time.sleep(0.001)
+
+
+def idle(forge):
+  """Waits until the background has gone through all that was asked for."""
+  done = threading.Event()
+  forge._workers.submit(10**6, done.set)
+  until(done.is_set)
 
 
 def made(forge, count):
@@ -448,9 +459,7 @@ def test_guesses_take_no_longer_than_epochs_do(limit, epochs, allowed):
   for seconds in epochs:
     forge.new_epoch(seconds)
   forge.prepare("total", jnp.ones(2), guess=0)
-  done = threading.Event()
-  forge.warm("after", done.set)
-  until(done.is_set)
+  idle(forge)
   until(lambda: forge.report() or not forge.busy)
   if allowed:
     made(forge, 1)
@@ -466,11 +475,66 @@ def test_guesses_that_took_too_long_are_a_debt():
   for n in (3, 4):
     forge.new_epoch(1.0)  # too little to be quits
     forge.prepare("total", jnp.ones(n), guess=0)
-    done = threading.Event()
-    forge.warm(f"after {n}", done.set)
-    until(done.is_set)
+    idle(forge)
   forge.report()
   assert forge.compiles == 1
+
+
+def test_what_may_not_be_needed_comes_out_of_the_budget_of_guesses():
+  forge = make_forge(limits=Limits(guess_seconds=1e-6))
+  forge.add("total", total)
+  first, second = jnp.ones(2), jnp.ones(3)
+  keys = [forge.prepare("total", x, likely=True) for x in (first, second)]
+  idle(forge)
+  assert forge.traces == {"total": 0}  # no epoch has earned anything
+  assert not forge.ready(keys)
+  forge.new_epoch(1.0)  # asks again for what waits
+  made(forge, 1)  # which leaves a debt
+  assert not forge.may_guess
+  idle(forge)
+  assert forge.traces == {"total": 1}
+  assert forge.ready(keys[:1]) and not forge.ready(keys)
+  forge.prepare("total", second)  # it is needed for sure now
+  made(forge, 2)
+  assert forge.ready(keys)
+  assert forge.program("total", second).call(second) == 3
+
+
+def test_a_guess_needs_room_for_the_longest_compilation(compiler):
+  slow = compiler(Slow())
+  forge = make_forge()
+  forge.add("total", total)
+  forge.prepare("total", jnp.ones(2))
+  until(lambda: slow.asked)
+  time.sleep(0.2)
+  slow.may.set()
+  made(forge, 1)
+  forge.new_epoch(0.1)
+  assert not forge.may_guess
+  forge.new_epoch(9.0)
+  assert forge.may_guess
+
+
+def test_nothing_spare_is_begun_while_somebody_waits(compiler):
+  slow = compiler(Slow())
+  forge = make_forge()
+  forge.add("total", total)
+  x, y = jnp.ones(2), jnp.ones(3)
+  forge.new_epoch(9.0)
+
+  def then():
+    until(lambda: slow.asked)
+    forge.prepare("total", y, likely=True)
+    idle(forge)
+    assert forge.traces == {"total": 1}
+    slow.may.set()
+
+  other = threading.Thread(target=then)
+  other.start()
+  forge.program("total", x)
+  other.join()
+  forge.new_epoch(9.0)
+  made(forge, 2)
 
 
 def test_pinned_and_kept_programs_stay():
@@ -488,7 +552,7 @@ def test_pinned_and_kept_programs_stay():
 
 
 def test_the_least_likely_guesses_go_first(monkeypatch):
-  monkeypatch.setattr(forge_lib, "_size", lambda compiled: 10)
+  monkeypatch.setattr(forge_lib, "code_size", lambda compiled: 10)
   limits = Limits(max_programs=9, max_bytes=35)
   forge = make_forge(limits=limits)
   forge.add("total", total)

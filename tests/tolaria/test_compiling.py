@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from esper_jax.tezzeret import forge as forge_lib
+from esper_jax.tezzeret.forge import Forge
 from esper_jax.tezzeret.lowering import compile_lowered
-from esper_jax.types import RunFailedError
+from esper_jax.types import RunFailedError, Stage
 
 # Two seeds that live a whole short life, one that is culled, in 8 epochs.
 GROW = {
@@ -104,6 +105,38 @@ def test_when_programs_are_compiled_changes_nothing(watch, compiler, lead):
   late = runs[-1].result
   assert late["stall_seconds"] > 0.2  # an epoch is shorter than that
   assert late["compilation"]["overlapped_steps"] > 0 or lead == 0
+
+
+@pytest.fixture
+def guessing(monkeypatch):
+  """Gives guesses all the time they need."""
+  real = Forge.new_epoch
+
+  def new_epoch(forge, seconds):
+    end = time.monotonic() + 60
+    while any(
+      j.queued or (j.taken and not j.done.is_set())
+      for j in forge._jobs.values()
+    ):
+      assert time.monotonic() < end
+      time.sleep(0.01)
+    real(forge, seconds)
+
+  monkeypatch.setattr(Forge, "may_guess", property(lambda forge: True))
+  monkeypatch.setattr(Forge, "new_epoch", new_epoch)
+
+
+@pytest.mark.parametrize("policy", ["schedule", "heuristic"])
+def test_guesses_change_nothing_and_come_true(watch, guessing, policy):
+  changes = {**GROW, "tamiyo.policy": policy, "tamiyo.plateau_epochs": 3}
+  changes["tamiyo.plateau_delta"] = 1.0  # as soon as it can be judged
+  first = watch(**changes, **{"tezzeret.threads": 0}).train()
+  other = watch(**changes).train()
+  assert first.result["germinated"] >= 1
+  assert equal(first, other)
+  assert story(first) == story(other)
+  compilation = other.result["compilation"]
+  assert 1 <= compilation["guesses_used"] <= compilation["guesses"]
 
 
 def test_a_topology_that_comes_back_is_at_hand(watch):
@@ -263,6 +296,26 @@ def test_a_growth_that_is_late_is_cancelled_and_so_is_its_replay(
   assert run.lines("val/loss")[:6] == again.lines("val/loss")[:6]
 
 
+def test_a_growth_that_was_in_time_is_not_late_in_its_replay(watch, compiler):
+  changes = {
+    **GROW,
+    "tezzeret.timeout_seconds": 300.0,
+    "checkpoint.every_epochs": 8,
+  }
+  run = watch(name="a", **changes, callbacks=[stop_after(6)])
+  with pytest.raises(Killed):
+    run.train()
+  planted = run.times("germinated")
+  assert planted and not run.times("growth_cancelled")
+  compiler(Compiler(lambda number: time.sleep(0.5)))
+  again = watch(name="a", **changes)
+  planting = again.trainer._growth.planting
+  planting.options = planting.options._replace(timeout=0.01)
+  again.train()
+  assert again.times("germinated")[: len(planted)] == planted
+  assert run.lines("val/loss")[:6] == again.lines("val/loss")[:6]
+
+
 class Killed(BaseException):
   """Ends a run as a crash would."""
 
@@ -388,10 +441,7 @@ def test_a_pending_growth_is_resumed_at_the_same_boundary(watch):
   run = watch(name="a", **changes, callbacks=[lambda t, m: t.stop()])
   run.train()
   assert run.result["epochs"] == 1
-  stages = (
-    run.arrays()["slots/stage"] if "slots/stage" in run.arrays() else None
-  )
-  assert stages is None or stages.any()
+  assert run.trainer.run.slots.stage[0] == Stage.GERMINATED
   again = watch(name="a", **changes).train()
   assert again.times("germinated") == whole.times("germinated")
   assert equal(again, whole)
