@@ -55,6 +55,9 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
   parser.add_argument(
     "--repeats", type=int, default=1, help="of each way (%(default)s)"
   )
+  parser.add_argument(
+    "--skip", choices=("background", "speculative"), help="leave one way out"
+  )
   add_json(parser)
   options, overrides = parser.parse_known_args(argv)
   with tempfile.TemporaryDirectory() as folder:
@@ -67,10 +70,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
       write_random_cifar(Path(folder))
       own += [f"--config.data.dir={folder}", "--config.data.train_limit=4096"]
     config = load_config(f"configs/{options.shape}.py:cpu", [*own, *overrides])
-    runs: dict[str, list[dict[str, Any]]] = {mode: [] for mode in MODES}
+    names = [mode for mode in MODES if mode != options.skip]
+    runs: dict[str, list[dict[str, Any]]] = {mode: [] for mode in names}
     for repeat in range(options.repeats):
-      names = list(MODES)
-      for mode in names[repeat % 3 :] + names[: repeat % 3]:
+      turn = repeat % len(names)
+      for mode in names[turn:] + names[:turn]:
         workdir = Path(folder) / f"{mode}{repeat}"
         run = measure(changed(config, tezzeret=MODES[mode]), workdir)
         runs[mode].append(run)
@@ -147,7 +151,7 @@ def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
       key: float(np.median([row[key] for row in rows])) for key in told
     }
   base = runs["synchronous"]
-  for mode in ("background", "speculative"):
+  for mode in runs.keys() - {"synchronous"}:
     own = figures[mode]
     pairs = list(zip(runs[mode], base, strict=True))
     for key in ("stall", "still"):

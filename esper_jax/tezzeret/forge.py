@@ -6,8 +6,8 @@ from abstract shapes. `prepare` has one compiled in the background; `program`
 returns it, waiting where it must. What is compiled when never changes what a
 program computes.
 
-Lowering happens in other threads than the caller's: what JAX is told through
-`jax.config.update` holds there, what a context manager says does not.
+Other threads than the caller's lower: `jax.config.update` holds there, what a
+context manager says does not.
 """
 
 import contextlib
@@ -25,6 +25,7 @@ from esper_jax.tezzeret.lowering import (
   code_size,
   compile_lowered,
   lower_on_cpu,
+  program_key,
 )
 from esper_jax.tezzeret.program import (
   Compiled,
@@ -91,16 +92,17 @@ class Forge:
     self._workers = Workers(limits.threads)
     self._lock = threading.Lock()  # who takes a job, and the guesses' budget
     self._allowance = 0.0  # seconds for what is spare; below 0 a debt
-    self._longest = 0.0  # seconds
+    self._longest = 0.0  # seconds of a compilation
+    self._epoch = 0.0  # seconds of the last epoch
     self._waiting = False  # whether the caller stands still for a program
     self._finished: list[Job] = []
     self._making = 0
 
   @property
   def may_guess(self) -> bool:
-    """Whether the budget of guesses has room for the longest compilation."""
-    longest = min(self._longest, self.limits.guess_seconds)
-    return self._allowance > 0 and self._allowance >= longest
+    """Whether a guess can pay: what is decided might come too late."""
+    ahead = self.limits.lead_epochs * self._epoch
+    return ahead <= self._longest and self._can_spare()
 
   @property
   def busy(self) -> bool:
@@ -170,13 +172,12 @@ class Forge:
     Returns:
       The program's key, for `pin`.
     """
-    key = _key(name, args)
+    key = program_key(name, args)
     if not self.limits.threads:
       return key
     job, spare = self._jobs.get(key), likely or guess is not None
     if job is None or (guess is None and job.failed_guess):
-      job = self._new_job(key, name, args, rank=guess)
-      job.spare = spare
+      job = self._new_job(key, name, args, guess, spare)
     elif job.used or (guess is not None and job.rank is None):
       return key  # it is there, or needed for sure
     else:
@@ -223,7 +224,7 @@ class Forge:
         again. What tracing raises passes through.
       Interrupted: the run was asked to stop while it waited.
     """
-    key = _key(name, args)
+    key = program_key(name, args)
     job = self._jobs.pop(key, None)
     if job is None or job.failed_guess:
       job = self._new_job(key, name, args)
@@ -254,7 +255,7 @@ class Forge:
       seconds: that the epoch took. Where epochs are short guesses get little,
         as they would take the processor from training.
     """
-    limit = self.limits.guess_seconds
+    limit, self._epoch = self.limits.guess_seconds, seconds
     with self._lock:
       self._allowance = min(limit, self._allowance + min(limit, seconds))
       guesses = [(k, j) for k, j in self._jobs.items() if j.rank is not None]
@@ -276,26 +277,22 @@ class Forge:
     for job in finished:
       self.compiles += 1
       self.seconds += job.seconds
-      self._on_compile(
-        Compiled(
-          program=job.name,
-          seconds=job.seconds,
-          waited=job.held_up,
-          background=job.background,
-          guessed=job.guessed,
-          on_disk=job.on_disk,
-        )
-      )
+      self._on_compile(job.compiled)
 
   def close(self) -> None:
     """Drops what waits to be compiled; does not wait for what is compiled."""
     self._workers.close()
 
   def _new_job(
-    self, key: Hashable, name: str, args: Any, *, rank: int | None = None
+    self,
+    key: Hashable,
+    name: str,
+    args: Any,
+    rank: int | None = None,
+    spare: bool = False,
   ) -> Job:
-    shapes = abstract(args)
-    job = Job(name, self._jitted[name], shapes, rank, guessed=rank is not None)
+    job = Job(name, self._jitted[name], abstract(args), rank, spare=spare)
+    job.guessed = rank is not None
     self._jobs[key] = job
     return job
 
@@ -332,11 +329,16 @@ class Forge:
     """What a thread of the background does with a job."""
     job.queued = False
     spare = job.spare
-    if spare and (self._waiting or not self.may_guess):
+    if spare and (self._waiting or not self._can_spare()):
       return  # until `new_epoch`, unless it is needed before
     if self._take(job):
       job.background = True
       self._make(job, spare)
+
+  def _can_spare(self) -> bool:
+    """Whether the budget has room for the longest compilation."""
+    longest = min(self._longest, self.limits.guess_seconds)
+    return self._allowance > 0 and self._allowance >= longest
 
   def _take(self, job: Job) -> bool:
     with self._lock:
@@ -384,17 +386,11 @@ class Forge:
     ]
     count = len(loose)
     size = sum(job.program.size for _, job in loose if job.program)
-    limits = self.limits
     # Guesses by falling rank, then what was used by age: the sort is stable.
     loose.sort(key=lambda item: (item[1].rank is None, -(item[1].rank or 0)))
     for key, job in loose:
-      if count <= limits.max_programs and size <= limits.max_bytes:
+      if count <= self.limits.max_programs and size <= self.limits.max_bytes:
         return
       del self._jobs[key]
       count -= 1
       size -= job.program.size if job.program else 0
-
-
-def _key(name: str, args: Any) -> Hashable:
-  leaves, structure = jax.tree.flatten(args)
-  return name, structure, tuple((x.shape, x.dtype) for x in leaves)

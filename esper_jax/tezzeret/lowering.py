@@ -1,7 +1,7 @@
 """From a jitted function to a program, for this backend or for counting."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,17 @@ def abstract(tree: PyTree) -> PyTree:
     ),
     tree,
   )
+
+
+def program_key(name: str, args: Any) -> Hashable:
+  """What tells one program of a run from another.
+
+  Args:
+    name: of the function.
+    args: its arguments, arrays or their abstract shapes.
+  """
+  leaves, structure = jax.tree.flatten(args)
+  return name, structure, tuple((x.shape, x.dtype) for x in leaves)
 
 
 def compile_lowered(

@@ -51,12 +51,14 @@ class Limits(NamedTuple):
     max_bytes: of machine code in these programs.
     guess_seconds: compile seconds per epoch for guesses, and for what may not
       be needed after all; no more than the epoch before took.
+    lead_epochs: from a decision to the boundary that needs its programs.
     threads: that compile in the background; with 0, `prepare` does nothing.
   """
 
   max_programs: int = 8
   max_bytes: int = 2**31
   guess_seconds: float = 60.0
+  lead_epochs: int = 0
   threads: int = 1
 
 
@@ -114,6 +116,18 @@ class Job:
   seconds: float = 0.0
   held_up: float = 0.0
   done: threading.Event = dataclasses.field(default_factory=threading.Event)
+
+  @property
+  def compiled(self) -> Compiled:
+    """What is told of it once it is done."""
+    return Compiled(
+      program=self.name,
+      seconds=self.seconds,
+      waited=self.held_up,
+      background=self.background,
+      guessed=self.guessed,
+      on_disk=self.on_disk,
+    )
 
   @property
   def failed_guess(self) -> bool:

@@ -515,6 +515,17 @@ def test_a_guess_needs_room_for_the_longest_compilation(compiler):
   assert forge.may_guess
 
 
+@pytest.mark.parametrize("lead, pays", [(0, True), (1, False)])
+def test_no_guess_pays_where_what_is_decided_comes_in_time(lead, pays):
+  forge = make_forge(limits=Limits(lead_epochs=lead))
+  forge.add("total", total)
+  forge.program("total", jnp.ones(2))
+  forge.new_epoch(50.0)  # longer than any compilation here
+  assert forge.may_guess == pays
+  forge.new_epoch(0.0)
+  assert forge.may_guess
+
+
 def test_nothing_spare_is_begun_while_somebody_waits(compiler):
   slow = compiler(Slow())
   forge = make_forge()
