@@ -122,6 +122,8 @@ def guessing(monkeypatch):
       time.sleep(0.01)
     real(forge, seconds)
 
+  never = property(lambda forge: False, lambda forge, value: None)
+  monkeypatch.setattr(Forge, "_waiting", never, raising=False)
   monkeypatch.setattr(Forge, "may_guess", property(lambda forge: True))
   monkeypatch.setattr(Forge, "_can_spare", lambda forge: True)
   monkeypatch.setattr(Forge, "new_epoch", new_epoch)
