@@ -277,7 +277,7 @@ def test_a_program_that_is_late_is_waited_for(compiler):
   assert not forge.busy
   (compiled,) = told
   assert compiled.background
-  assert 0.1 < compiled.waited < compiled.seconds
+  assert 0.1 < compiled.waited < compiled.seconds + 0.1  # it looks now and then
   assert slow.asked == ["tezzeret"]
 
 
