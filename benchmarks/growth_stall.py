@@ -151,17 +151,14 @@ def summarize(runs: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
       key: float(np.median([row[key] for row in rows])) for key in told
     }
   base = runs["synchronous"]
-  for mode in runs.keys() - {"synchronous"}:
+  for mode in [mode for mode in runs if mode != "synchronous"]:
     own = figures[mode]
     pairs = list(zip(runs[mode], base, strict=True))
     for key in ("stall", "still"):
       shares = [a[key] / b[key] if b[key] else 0.0 for a, b in pairs]
       own[f"{key}_share"] = float(np.median(shares))
-    own["wall_ratio"] = interval(
-      [a["seconds"] / b["seconds"] for a, b in pairs]
-    )
-    own["wall_ratio"] = own["wall_ratio"]._asdict()
-    ratio = own["wall_ratio"]
+    ratio = interval([a["seconds"] / b["seconds"] for a, b in pairs])._asdict()
+    own["wall_ratio"] = ratio
     print(
       f"{mode}: waits for the compiler for {100 * own['stall_share']:.2f} % of"
       f" the synchronous run's wait (target {100 * STALL_TARGET:.0f} %), stands"

@@ -112,7 +112,8 @@ def get_config() -> ConfigDict:
   config.tezzeret = ConfigDict()
   config.tezzeret.lead_epochs = 1  # epochs from a decision to its enactment
   config.tezzeret.guesses = 2  # likely decisions to compile for; 0 = none
-  config.tezzeret.guess_seconds = 60.0  # of compiling for guesses, per epoch
+  # of compiling, per epoch, for guesses and what else may not be needed
+  config.tezzeret.guess_seconds = 60.0
   config.tezzeret.max_programs = 8  # kept beside those of present topologies
   config.tezzeret.max_bytes = 2**31  # of machine code kept likewise
   # seconds to wait for a program before its growth is cancelled; 0 = no limit.

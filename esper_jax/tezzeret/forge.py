@@ -322,8 +322,10 @@ class Forge:
   def _submit(self, job: Job) -> None:
     job.queued = not job.taken
     if job.queued:
-      rank = job.spare if job.rank is None else _GUESSED + job.rank
-      self._workers.submit(_NEEDED + rank, lambda: self._work(job))
+      priority = _LIKELY if job.spare else _NEEDED
+      if job.rank is not None:
+        priority = _GUESSED + job.rank
+      self._workers.submit(priority, lambda: self._work(job))
 
   def _work(self, job: Job) -> None:
     """What a thread of the background does with a job."""
