@@ -4,10 +4,7 @@ It holds executable code, so nobody else may be able to write it.
 """
 
 import contextlib
-import grp
 import os
-import pwd
-import stat
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +13,7 @@ import jax
 from jax.experimental.compilation_cache import compilation_cache
 
 from esper_jax.types import InputError
+from esper_jax.urza import trust
 
 OFF = "off"
 _HIT = "/jax/compilation_cache/cache_hits"
@@ -52,38 +50,16 @@ def enable(folder: str) -> Path | None:
       f"cannot make {path}: {error.strerror}; set --config.tezzeret.cache_dir"
       " to a folder of yours, or to off"
     ) from error
-  _check_owner(path)
+  trust.check_owner(
+    path,
+    contents="compiled programs",
+    remedy="set --config.tezzeret.cache_dir to a folder of yours, or to off",
+  )
   jax.config.update("jax_compilation_cache_dir", str(path))
   compilation_cache.reset_cache()  # or what was compiled before turns it off
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   return path
-
-
-def _check_owner(path: Path) -> None:
-  """Refuses a folder that another user could put a program into."""
-  for place in (path, *path.parents):
-    found = place.stat()
-    others = found.st_mode & stat.S_IWOTH or (
-      found.st_mode & stat.S_IWGRP and not _mine_alone(found.st_gid)
-    )
-    sticky = place != path and found.st_mode & stat.S_ISVTX
-    if found.st_uid not in (os.getuid(), 0) or (others and not sticky):
-      raise InputError(
-        f"{place} can be written by others, and compiled programs in {path}"
-        f" would be run: chmod go-w {place}, or set"
-        " --config.tezzeret.cache_dir to a folder of yours, or to off"
-      )
-
-
-def _mine_alone(group: int) -> bool:
-  """Whether nobody else is in a group: many systems give each user one."""
-  me = os.getuid()
-  with contextlib.suppress(KeyError):
-    name = pwd.getpwuid(me).pw_name
-    primary = {user.pw_uid for user in pwd.getpwall() if user.pw_gid == group}
-    return {*grp.getgrgid(group).gr_mem} <= {name} and primary <= {me, 0}
-  return False
 
 
 class Seen:

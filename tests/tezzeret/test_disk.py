@@ -1,5 +1,6 @@
 """The folder of compiled programs is the user's own, and is used."""
 
+import grp
 import os
 import pwd
 import stat
@@ -124,7 +125,7 @@ def test_a_group_may_write_where_nobody_else_is_in_it(
     types.SimpleNamespace(pw_name=n, pw_uid=uids[n], pw_gid=GROUP)
     for n in primary
   ]
-  monkeypatch.setattr(disk.grp, "getgrgid", group)
+  monkeypatch.setattr(grp, "getgrgid", group)
   monkeypatch.setattr(pwd, "getpwall", lambda: users)
   me = types.SimpleNamespace(pw_name="me")
   monkeypatch.setattr(pwd, "getpwuid", lambda uid: me)

@@ -1,0 +1,1 @@
+"""Urza keeps kernels, and what is known of them, in a local directory."""

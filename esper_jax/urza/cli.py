@@ -1,0 +1,257 @@
+"""The command line of the registry: `python -m esper_jax.urza --help`."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from esper_jax.oona.jsonl import plain
+from esper_jax.types import InputError
+from esper_jax.urza import archive, evidence, kept, upkeep
+from esper_jax.urza.artefact import Damaged, to_document
+from esper_jax.urza.registry import Record, Registry, open_registry
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+NEVER_RAN = "compiled, not run"
+# Commands of other modules, which are imported when they are asked for:
+# command -> (module, what it does).
+ELSEWHERE = {
+  "build": ("author", "compile kernels and store them"),
+  "tune": ("tuning", "time every way to cut a kernel's work, on a GPU"),
+  "validate": ("validation", "check artefacts and store what was found"),
+  "probe": ("probe", "try an artefact on this machine's device"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command and returns its exit code.
+
+  0: done; 1: something is damaged or failed; 2: bad input, in one line.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    options = _parser(argv[0] if argv else "").parse_args(argv)
+    return options.run(options)
+  except BrokenPipeError:  # `list | head`: whoever read has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return OK
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return BAD_INPUT
+  except Damaged as damage:
+    print(f"damaged: {damage}", file=sys.stderr)
+    return FAILED
+
+
+def _parser(command: str) -> argparse.ArgumentParser:
+  """Makes the parser.
+
+  Args:
+    command: that is going to be run; only its module is imported.
+  """
+  parser = argparse.ArgumentParser(
+    prog="python -m esper_jax.urza",
+    description="Compiled kernels, and what is known of them.",
+  )
+  commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+  def add(
+    name: str, run: Callable[[argparse.Namespace], int], what: str
+  ) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=what, description=f"{what}.")
+    sub.set_defaults(run=run)
+    sub.add_argument(
+      "--dir", default="", help="another layer, and the one that is written to"
+    )
+    sub.add_argument(
+      "--trusted",
+      action="append",
+      default=[],
+      metavar="DIR",
+      help="a layer that may be used although others can write to it",
+    )
+    return sub
+
+  add("verify", _verify, "check every hash and every rule of evidence")
+  sub = add("list", _list, "show all artefacts, and what was done with them")
+  sub.add_argument(
+    "--device", help="a kind, e.g. 'NVIDIA H100 80GB HBM3': status there"
+  )
+  sub = add("show", _show, "show one artefact and its evidence as JSON")
+  sub.add_argument("key", help="or how it begins, from 4 characters on")
+  sub = add("query", _query, "find artefacts; the quickest first")
+  sub.add_argument("--kernel")
+  sub.add_argument("--target", type=int, help="e.g. 80")
+  sub.add_argument("--tags", default="", help="all of these, as in a,b")
+  sub.add_argument("--max_latency_us", type=float)
+  sub.add_argument("--device", help="the kind whose runs count")
+  sub.add_argument(
+    "--status", choices=list(evidence.Status), help="on --device"
+  )
+  sub = add("gc", _gc, "delete blobs that nothing names, and torn files")
+  sub.add_argument("--dry_run", action="store_true", help="delete nothing")
+  sub = add("import", _import, "put what an archive holds into a layer")
+  sub.add_argument("archive", type=Path)
+  sub.add_argument("--sha256", help="what `export` said; must fit")
+  sub = add("export", _export, "write an archive, and its SHA-256")
+  sub.add_argument("archive", type=Path)
+  sub.add_argument("keys", nargs="*", help="of artefacts; all unless given")
+  for name, (module, what) in ELSEWHERE.items():
+    sub = commands.add_parser(name, help=what, description=f"{what}.")
+    if name == command:
+      found = importlib.import_module(f"esper_jax.urza.{module}")
+      found.add_arguments(sub)
+      sub.set_defaults(run=found.main)
+  return parser
+
+
+def _open(options: argparse.Namespace) -> Registry:
+  return open_registry(options.dir, trusted=options.trusted)
+
+
+def _verify(options: argparse.Namespace) -> int:
+  registry = _open(options)
+  problems = upkeep.verify(registry)
+  for problem in problems:
+    print(problem)
+  count = len(registry.keys())
+  print(f"{count} artefacts, {len(problems) or 'no'} problems")
+  return FAILED if problems else OK
+
+
+def _list(options: argparse.Namespace) -> int:
+  registry = _open(options)
+  for key in registry.keys():
+    try:
+      print(_line(registry.record(key), options.device))
+    except Damaged as damage:
+      print(f"{key[:12]}  DAMAGED: {damage}")
+    except KeyError:
+      continue  # it went meanwhile
+  for kind in kept.KINDS:
+    for name in registry.names(kind):
+      print(f"kept: {kind}/{name}")
+  return OK
+
+
+def _line(record: Record, device: str | None) -> str:
+  """One artefact in one line, which claims no more than there is."""
+  spec = record.artefact.spec
+  kinds = sorted({found["kind"] for found in record.evidence})
+  cut = " ".join(f"{n}={v}" for n, v in (*spec.constants, *spec.tiles))
+  return "  ".join(
+    (
+      record.artefact.key[:12],
+      spec.kernel,
+      f"sm_{spec.target}",
+      cut,
+      f"evidence: {', '.join(kinds) or 'none'}",
+      status_text(record, device),
+    )
+  )
+
+
+def status_text(record: Record, device: str | None) -> str:
+  """Says where an artefact ran, and what it may be used for there.
+
+  Args:
+    record: of the artefact.
+    device: a kind; None tells of all that it ran on.
+  """
+  ran_on = evidence.device_kinds(record.evidence)
+  asked = ran_on if device is None else (device,)
+  parts = [f"{evidence.status(record.evidence, d)} on {d}" for d in asked]
+  if not ran_on:
+    if device is None:
+      parts.append(evidence.status(record.evidence, ""))
+    parts.append(NEVER_RAN)
+  elif device is not None and device not in ran_on:
+    parts.append(f"run on {', '.join(ran_on)} only")
+  return ", ".join(parts)
+
+
+def _show(options: argparse.Namespace) -> int:
+  registry = _open(options)
+  record = registry.record(_key(registry, options.key))
+  artefact, records = record.artefact, record.evidence
+  kinds = evidence.device_kinds(records)
+  document = {
+    "key": artefact.key,
+    "handle": artefact.spec.handle,
+    "layer": str(record.layer),
+    "manifest": to_document(artefact),
+    "tags": evidence.tags(artefact, records),
+    "status": {kind: evidence.status(records, kind) for kind in kinds},
+    "elsewhere": evidence.status(records, ""),
+    "ran": "on " + ", ".join(kinds) if kinds else NEVER_RAN,
+    "speedup": {kind: evidence.speedup(records, kind) for kind in kinds},
+    "evidence": plain(records),
+  }
+  print(json.dumps(document, indent=2))
+  return OK
+
+
+def _key(registry: Registry, start: str) -> str:
+  keys = [key for key in registry.keys() if key.startswith(start)]
+  if len(start) < 4 or not keys:
+    raise InputError(
+      f"no artefact's key begins with '{start}'; `list` shows the keys, of"
+      " which 4 characters are enough"
+    )
+  if len(keys) > 1:
+    raise InputError(f"{len(keys)} keys begin with '{start}'; give more of it")
+  return keys[0]
+
+
+def _query(options: argparse.Namespace) -> int:
+  found = _open(options).query(
+    kernel=options.kernel,
+    target=options.target,
+    tags=[tag for tag in options.tags.split(",") if tag],
+    max_latency_us=options.max_latency_us,
+    status=options.status,
+    device_kind=options.device,
+  )
+  never = NEVER_RAN if options.device is None else "not run there"
+  for one in found:
+    us = one.latency_us
+    time = never if us is None else f"{us:.1f} us"
+    words = ", ".join(one.tags) or "no tags"
+    print(f"{one.key[:12]}  {one.kernel}  sm_{one.target}  {time}  {words}")
+  print(f"{len(found)} found")
+  return OK
+
+
+def _gc(options: argparse.Namespace) -> int:
+  gone = upkeep.gc(_open(options), dry_run=options.dry_run)
+  for path in gone.paths:
+    print(path)
+  word = "would be deleted" if options.dry_run else "deleted"
+  print(f"{len(gone.paths)} files, {gone.bytes} bytes {word}")
+  return OK
+
+
+def _import(options: argparse.Namespace) -> int:
+  contents = archive.import_archive(
+    _open(options), options.archive, sha256=options.sha256
+  )
+  _tell(contents)
+  return OK
+
+
+def _export(options: argparse.Namespace) -> int:
+  registry = _open(options)
+  keys = [_key(registry, start) for start in options.keys]
+  _tell(archive.export(registry, options.archive, keys or None))
+  return OK
+
+
+def _tell(contents: archive.Contents) -> None:
+  sha256, artefacts, records, documents = contents
+  print(
+    f"{artefacts} artefacts, {records} records of evidence, {documents} kept"
+    f" documents\nsha256 {sha256}"
+  )
