@@ -1,0 +1,1 @@
+"""The kernels that come with the project, one per file."""
