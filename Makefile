@@ -6,12 +6,14 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 # Here every line and branch must run in a test; elsewhere 95 % of them.
 CORE := main.py,esper_jax/config.py,esper_jax/knobs.py,esper_jax/tolaria/*
 CORE := $(CORE),esper_jax/kasmina/lifecycle.py,esper_jax/kasmina/surgery.py
+STORE := esper_jax/urza/store
 
-.PHONY: help demo test test-all lint format clean install-run install-test
+.PHONY: help demo test test-all lint format kernels kernels-check clean
+.PHONY: install-run install-test
 .DEFAULT_GOAL := help
 
 help:  ## show this
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' \
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' \
 	  $(MAKEFILE_LIST)
 
 demo: install-run  ## grow a network on handwritten digits, beside a control
@@ -34,6 +36,12 @@ lint: install-test  ## ruff and pyrefly
 format: install-test  ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+kernels: install-test  ## compile the kernels that the package brings
+	$(BIN)/python -m esper_jax.urza build --dir=$(STORE) --prune
+
+kernels-check: install-test  ## compile them again and compare byte for byte
+	$(BIN)/python -m esper_jax.urza build --dir=$(STORE) --check
 
 clean:  ## remove environments, caches and builds; runs/ stays
 	rm -rf .venv .venv-py311 .venv-py312 build dist .coverage .coverage.*
