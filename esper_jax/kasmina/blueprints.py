@@ -16,7 +16,7 @@ does not add x itself. To add one's own:
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -58,6 +58,26 @@ class Apply(Protocol):
   ) -> tuple[jax.Array, PyTree]: ...
 
 
+class Join(Protocol):
+  """Several seeds of one slot at once, added to their common input.
+
+  (params of each, x, alpha, isolation and proximal of each, float32 []) -> x
+  with every seed blended in as `slot.blend` does, to rounding; None where
+  there is no faster way than one after another.
+  """
+
+  def __call__(
+    self,
+    params: Sequence[PyTree],
+    x: jax.Array,
+    /,
+    *,
+    alpha: Sequence[jax.Array],
+    isolation: Sequence[jax.Array],
+    proximal: Sequence[jax.Array],
+  ) -> jax.Array | None: ...
+
+
 class Blueprint(NamedTuple):
   """A module that can be planted in a slot.
 
@@ -69,6 +89,7 @@ class Blueprint(NamedTuple):
     kinds: the kinds of slot it fits: "nhwc", "features", "tokens".
     zero: path in params of the one factor that, when zero, makes F zero but
       not its own gradient, e.g. ("conv2", "kernel"). A leaf or a subtree.
+    join: see `Join`; for a blueprint without state that draws nothing.
   """
 
   name: str
@@ -76,6 +97,7 @@ class Blueprint(NamedTuple):
   apply: Apply
   kinds: tuple[str, ...]
   zero: tuple[str, ...]
+  join: Join | None = None
 
 
 # Small slots, with room for a quarter of the channels and sides that differ,

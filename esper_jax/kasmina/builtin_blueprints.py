@@ -6,7 +6,7 @@ factor's own gradient stays alive. No branch keeps state or draws random
 numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +17,12 @@ from esper_jax.kasmina.layers import (
   conv,
   draw_kernel,
   identity_norm,
-  normalize,
+  normalize_relu,
 )
 from esper_jax.types import InputError, PyTree, SlotSpec
+from esper_jax.urza import dispatch
+from esper_jax.urza.kernels import lowrank_forward
+from esper_jax.urza.kernels.lowrank_forward import lowrank_slot
 
 _Birth = tuple[PyTree, PyTree]
 _Result = tuple[jax.Array, PyTree]
@@ -38,7 +41,7 @@ def _need(spec: SlotSpec, channels: int, blueprint: str) -> int:
 
 def _conv_norm(params: PyTree, x: jax.Array, **options: Any) -> jax.Array:
   y = conv(x, params["kernel"], **options)
-  return jax.nn.relu(normalize(y, **params["norm"]))
+  return normalize_relu(y, **params["norm"])
 
 
 def _init_conv_norm(
@@ -138,7 +141,7 @@ def init_norm(key: jax.Array, spec: SlotSpec) -> _Birth:
 def apply_norm(params, state, x, *, train, key) -> _Result:
   """out * relu(norm(x)): the input's own strong features, re-weighted."""
   del train, key
-  y = jax.nn.relu(normalize(x, **params["norm"]))
+  y = normalize_relu(x, **params["norm"])
   return y * along(params["out"]["scale"], y), state
 
 
@@ -168,6 +171,41 @@ def apply_lowrank(params, state, x, *, train, key) -> _Result:
   return y @ params["up"]["kernel"].astype(x.dtype), state
 
 
+def join_lowrank(
+  params: Sequence[PyTree],
+  x: jax.Array,
+  *,
+  alpha: Sequence[jax.Array],
+  isolation: Sequence[jax.Array],
+  proximal: Sequence[jax.Array],
+) -> jax.Array | None:
+  """Low-rank seeds side by side: one pass over x, where there is a kernel.
+
+  Kernels are kept for few numbers of seeds; silent ones of zeros fill up.
+  """
+  if dispatch.installed() is None:
+    return None
+  sizes = {c["S"] for c in lowrank_forward.KERNEL.shipped}
+  size = min((n for n in sizes if n >= len(params)), default=None)
+  if size is None:
+    return None
+
+  def stack(leaves: Sequence[jax.Array]) -> jax.Array:
+    filling = [jnp.zeros_like(leaves[0])] * (size - len(leaves))
+    return jnp.stack([*leaves, *filling])
+
+  args = (
+    x,
+    stack([p["down"]["kernel"] for p in params]),
+    stack([p["up"]["kernel"] for p in params]),
+    *map(stack, (alpha, isolation, proximal)),
+  )
+  if not dispatch.serves(lowrank_forward.KERNEL, *args[:-1]):
+    return None
+  y, _ = lowrank_slot(*dispatch.level(*args))
+  return y
+
+
 def init_dense(key: jax.Array, spec: SlotSpec) -> _Birth:
   """Two dense layers at the slot's width; at least 2 channels."""
   return _init_two_layers(key, spec, _need(spec, 2, "dense"))
@@ -194,7 +232,7 @@ def apply_dense(params, state, x, *, train, key) -> _Result:
   """dense2(relu(norm(dense1(x)))) on the last axis."""
   del train, key
   y = x @ params["dense1"]["kernel"].astype(x.dtype)
-  y = jax.nn.relu(normalize(y, **params["dense1"]["norm"]))
+  y = normalize_relu(y, **params["dense1"]["norm"])
   return y @ params["dense2"]["kernel"].astype(x.dtype), state
 
 
@@ -205,6 +243,7 @@ class Parts(NamedTuple):
   apply: Callable[..., _Result]
   kinds: tuple[str, ...]
   zero: tuple[str, ...]
+  join: Callable[..., jax.Array | None] | None = None
 
 
 _IMAGES = ("nhwc",)
@@ -222,12 +261,14 @@ BUILT_IN = {
     init_squeeze_excite, apply_squeeze_excite, _IMAGES, ("excite", "kernel")
   ),
   "norm": Parts(init_norm, apply_norm, _IMAGES + _VECTORS, ("out", "scale")),
-  "lowrank": Parts(init_lowrank, apply_lowrank, _IMAGES, ("up", "kernel")),
+  "lowrank": Parts(
+    init_lowrank, apply_lowrank, _IMAGES, ("up", "kernel"), join_lowrank
+  ),
   "dense": Parts(init_dense, apply_dense, _VECTORS, ("dense2", "kernel")),
   "bottleneck_dense": Parts(
     init_bottleneck_dense, apply_dense, _VECTORS, ("dense2", "kernel")
   ),
   "lowrank_dense": Parts(
-    init_lowrank_dense, apply_lowrank, _VECTORS, ("up", "kernel")
+    init_lowrank_dense, apply_lowrank, _VECTORS, ("up", "kernel"), join_lowrank
   ),
 }

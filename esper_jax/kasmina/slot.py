@@ -18,6 +18,8 @@ from flax import struct
 
 from esper_jax.kasmina import blueprints
 from esper_jax.types import InputError, Path, PyTree, SlotSpec
+from esper_jax.urza import dispatch
+from esper_jax.urza.kernels import blend_forward
 
 BLEND_MODES = ("add", "multiply", "gate")
 _KINDS = {2: "features", 3: "tokens", 4: "nhwc"}
@@ -184,18 +186,55 @@ def apply_seeds(
   new = dict(seeds)
   for depth in sorted({seed.depth for seed in seeds.values()}):
     outputs = {}
-    for name, seed in sorted(seeds.items()):
-      if seed.depth != depth:
+    beside = {n: s for n, s in sorted(seeds.items()) if s.depth == depth}
+    y, joined = _join(beside, x)
+    for name, seed in beside.items():
+      if name in joined:
         continue
       live = (seed.alpha != 0) & (seed.isolation == 0)
       x, own = fork(x, live)
       own_key = None if key is None else _own_key(key, name)
       outputs[name], state = contribution(seed, own, train=train, key=own_key)
       new[name] = seed.replace(state=state)
+    x = x if y is None else y
     for name, r in outputs.items():
-      seed = seeds[name]
-      x = blend(x, r, seed.alpha, seed.isolation, seed.proximal)
+      x = _blend_seed(seeds[name], x, r)
   return x, new
+
+
+def _blend_seed(seed: Seed, x: jax.Array, r: jax.Array) -> jax.Array:
+  args = (x, r, seed.alpha, seed.isolation)
+  if dispatch.serves(blend_forward.KERNEL, *args):
+    args = dispatch.level(*args, seed.proximal)
+    return blend_forward.blend_with_health(*args)[0]
+  return blend(*args, seed.proximal)
+
+
+def _join(
+  beside: Mapping[str, Seed], x: jax.Array
+) -> tuple[jax.Array | None, tuple[str, ...]]:
+  """(x with some seeds of one depth blended in, their keys), or (None, ()).
+
+  They are of one blueprint: a second one would have to read x as it was.
+  """
+  groups: dict[str, list[str]] = {}
+  for name, seed in beside.items():
+    if seed.blend == "add" and blueprints.get(seed.blueprint).join:
+      groups.setdefault(seed.blueprint, []).append(name)
+  for blueprint, names in groups.items():
+    join = blueprints.get(blueprint).join
+    assert join is not None  # or there were no group
+    own = [beside[name] for name in names]
+    y = join(
+      [seed.params["branch"] for seed in own],
+      x,
+      alpha=[seed.alpha for seed in own],
+      isolation=[seed.isolation for seed in own],
+      proximal=[seed.proximal for seed in own],
+    )
+    if y is not None:
+      return y, tuple(names)
+  return None, ()
 
 
 def _own_key(key: jax.Array, name: str) -> jax.Array:
