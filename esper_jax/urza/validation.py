@@ -1,0 +1,328 @@
+"""Urabrask: makes the evidence from which an artefact's status follows.
+
+  python -m esper_jax.urza validate [--kernel K ...] [--dir DIR]
+
+Without a GPU it runs kernels in Triton's interpreter and, where its wheels are
+installed, has XLA compile them for an absent GPU (`--target-config FILE`). On
+a GPU it probes and measures them too, each in a process of its own, as a
+kernel that fails spoils the GPU for the process that ran it. Only what was
+measured on a kind of device validates for that kind.
+"""
+
+import argparse
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from esper_jax.types import InputError
+from esper_jax.urza import (
+  aot,
+  evidence,
+  interpret,
+  judging,
+  launching,
+  probe,
+  witness,
+)
+from esper_jax.urza.artefact import Artefact, Damaged
+from esper_jax.urza.device import Device
+from esper_jax.urza.dispatch import runs_on
+from esper_jax.urza.interpret import Request
+from esper_jax.urza.judging import Judge, parts_of
+from esper_jax.urza.launching import Loaded
+from esper_jax.urza.registry import Registry, open_registry
+
+NO_GPU = (
+  "gpu: compiled, not run: no GPU here; run this command on a GPU machine to"
+  " finish"
+)
+OK, REJECTED = 0, 1  # exit codes
+_STARTING = 60.0  # seconds for the interpreter's process to start
+_INTERPRETING = 20.0  # seconds for one request
+
+
+class Report(NamedTuple):
+  """What one kind of check came to.
+
+  Attributes:
+    kind: of evidence.
+    done: artefacts that have a new record.
+    wrong: (name of the artefact, what is wrong) of each that failed.
+    skipped: why nothing was, or not everything; empty where all was.
+  """
+
+  kind: str
+  done: int
+  wrong: tuple[tuple[str, str], ...] = ()
+  skipped: str = ""
+
+  def text(self) -> str:
+    """For people."""
+    lines = [f"{self.kind}: {self.done} records, {len(self.wrong)} failures"]
+    if self.skipped:
+      lines = [f"{self.kind}: skipped: {self.skipped}"]
+      if self.done:
+        lines[0] = f"{self.kind}: {self.done} records; {self.skipped}"
+    lines += [f"  {name}: {reason}" for name, reason in self.wrong]
+    return "\n".join(lines)
+
+
+def select(registry: Registry, kernels: Sequence[str] = ()) -> list[Artefact]:
+  """The artefacts of these kernels, or all, that this code can judge.
+
+  Damaged ones, and those of another text of their kernel, are left out.
+  """
+  found = []
+  for key in registry.keys():
+    try:
+      artefact = registry.record(key).artefact
+      kernel = launching.kernel_of(artefact)
+    except (KeyError, Damaged):
+      continue
+    if not kernels or kernel.name in kernels:
+      found.append(artefact)
+  return sorted(found, key=name_of)
+
+
+def name_of(artefact: Artefact) -> str:
+  """For people: kernel, dtype, constants, target and tiles."""
+  spec = artefact.spec
+  parts = [f"{name}={value}" for name, value in (*spec.constants, *spec.tiles)]
+  dtype = launching.dtype_of(artefact)
+  return f"{spec.kernel} {dtype} sm_{spec.target} {' '.join(parts)}"
+
+
+def interpret_all(
+  registry: Registry, artefacts: Iterable[Artefact], *, again: bool = False
+) -> Report:
+  """Runs each distinct kernel once in the interpreter, for all its targets.
+
+  Args:
+    registry: takes the records.
+    artefacts: of kernels of this code.
+    again: also those that have such a record.
+  """
+  groups: dict[Any, list[Artefact]] = {}
+  for artefact in artefacts:
+    if again or not _has(registry, artefact.key, "interpret"):
+      spec = artefact.spec
+      groups.setdefault((spec.handle, spec.tiles), []).append(artefact)
+  requests = [
+    _request(group[0], special=special)
+    for group in groups.values()
+    for special in (False, True)
+  ]
+  limit = _STARTING + _INTERPRETING * len(requests)
+  try:
+    answers = interpret.compare_many(requests, timeout=limit)
+  except interpret.InterpreterFailed as error:
+    return Report("interpret", 0, skipped=str(error))
+  done, wrong = 0, []
+  for group, plain, special in zip(
+    groups.values(), answers[::2], answers[1::2], strict=True
+  ):
+    cases = [case._asdict() for case in (*plain, *special)]
+    ok = all(case["error"] <= case["tolerance"] for case in cases)
+    record = {"kind": "interpret", "cases": cases, "ok": ok}
+    for artefact in group:
+      witness.add(registry, artefact.key, record)
+      done += 1
+      if not ok:
+        worst = max(case["error"] for case in cases)
+        wrong.append((name_of(artefact), f"an error of {worst:.2e}"))
+  return Report("interpret", done, tuple(wrong))
+
+
+def aot_all(
+  registry: Registry,
+  artefacts: Iterable[Artefact],
+  file: Path | None,
+  *,
+  again: bool = False,
+) -> Report:
+  """Has XLA compile each artefact for a GPU that is not here.
+
+  Args:
+    registry: takes the records.
+    artefacts: of kernels of this code.
+    file: describes the GPU; see `aot`. None skips.
+    again: also those that have a record of this GPU.
+
+  Raises:
+    InputError: see `aot.described_device`.
+  """
+  if file is None:
+    return Report("xla_aot", 0, skipped="no --target-config")
+  try:
+    target = aot.described_device(file)
+  except aot.Unavailable as error:
+    return Report("xla_aot", 0, skipped=str(error))
+  device, kind = Device.of(target), target.device_kind
+  done, wrong = 0, []
+  for artefact in artefacts:
+    known = _has(registry, artefact.key, "xla_aot", target=kind)
+    fits = device is not None and runs_on(artefact.spec.target, device)
+    if (known and not again) or not fits:
+      continue
+    kernel, dtype, constants = parts_of(artefact)
+    args = kernel.arguments(dtype, constants, 8, 16, 16)
+    reason = ""
+    try:
+      loaded = Loaded(*registry.load(artefact.key))
+      aot.compile_for(target, kernel, loaded, args)
+    except (aot.CannotCompile, launching.NotLaunched) as error:
+      reason = str(error)
+      wrong.append((name_of(artefact), reason))
+    except (KeyError, Damaged) as error:
+      wrong.append((name_of(artefact), f"it cannot be read: {error}"))
+      continue
+    record = {"kind": "xla_aot", "target": kind, "ok": not reason}
+    witness.add(
+      registry, artefact.key, record | ({"reason": reason} if reason else {})
+    )
+    done += 1
+  return Report("xla_aot", done, tuple(wrong))
+
+
+def gpu_all(
+  registry: Registry,
+  artefacts: Iterable[Artefact],
+  device: Device,
+  *,
+  judge: Judge | None = None,
+  first_use: probe.Probe | None = None,
+  again: bool = False,
+) -> Report:
+  """Probes and measures each artefact that runs on a device.
+
+  Args:
+    registry: takes the records.
+    artefacts: of kernels of this code.
+    device: that is here.
+    judge: measures; None takes `judging.make_judge`.
+    first_use: probes; None takes `probe.make_probe`.
+    again: also those that were measured on this device, driver and jaxlib.
+  """
+  judge = judge or judging.make_judge(registry)
+  first_use = first_use or probe.make_probe(registry)
+  triple = {
+    "device_kind": device.kind,
+    "driver": device.driver,
+    "jaxlib": device.jaxlib,
+  }
+  done, wrong = 0, []
+  for artefact in artefacts:
+    name, key = name_of(artefact), artefact.key
+    if not runs_on(artefact.spec.target, device):
+      continue
+    if _has(registry, key, "gpu", **triple) and not again:
+      continue
+    verdict = first_use(key, device)
+    if not verdict.ok:
+      wrong.append((name, verdict.reason))
+      continue
+    measured = judge(artefact, device)
+    if measured.figures is None:
+      wrong.append((name, measured.failure))
+      if measured.ran:
+        failed = {"kind": "probe", "ok": False, "reason": measured.failure}
+        witness.add(registry, key, failed | triple)
+      continue
+    witness.add(registry, key, {"kind": "gpu", **triple, **measured.figures})
+    done += 1
+    records = registry.record(key).evidence
+    if evidence.status(records, device.kind) is evidence.Status.REJECTED:
+      wrong.append((name, _why(measured.figures)))
+  return Report("gpu", done, tuple(wrong))
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of `validate`."""
+  parser.add_argument("--dir", default="", help="another layer")
+  parser.add_argument(
+    "--trusted",
+    action="append",
+    default=[],
+    metavar="DIR",
+    help="a layer that may be used although others can write to it",
+  )
+  parser.add_argument(
+    "--kernel", nargs="+", default=(), help="kernels to judge (all)"
+  )
+  parser.add_argument(
+    "--target-config",
+    type=Path,
+    help="XLA's description of a GPU to compile for, though it is not here",
+  )
+  parser.add_argument(
+    "--again", action="store_true", help="make evidence that is there already"
+  )
+  judging.add_arguments(parser)
+
+
+def main(args: argparse.Namespace) -> int:
+  """Makes the evidence that can be made here.
+
+  Returns:
+    OK, or REJECTED where something failed.
+
+  Raises:
+    InputError: the registry or the target cannot be read.
+  """
+  if args.measure:
+    return judging.main(args)
+  registry = open_registry(args.dir, trusted=args.trusted)
+  artefacts = select(registry, args.kernel)
+  if not artefacts:
+    raise InputError(
+      "no artefact to judge; build some: python -m esper_jax.urza build"
+    )
+  print(f"{len(artefacts)} artefacts")
+  left = len(registry.keys()) - len(artefacts)
+  if left and not args.kernel:
+    print(f"{left} left out: damaged, or of another text of their kernel")
+  again, file = args.again, args.target_config
+  reports = [interpret_all(registry, artefacts, again=again)]
+  print(reports[-1].text(), flush=True)
+  reports.append(aot_all(registry, artefacts, file, again=again))
+  print(reports[-1].text(), flush=True)
+  device = probe.gpu()
+  if device is None:
+    print(NO_GPU)
+  else:
+    print(f"gpu: {device.kind}", flush=True)
+    reports.append(gpu_all(registry, artefacts, device, again=again))
+    print(reports[-1].text())
+  return REJECTED if any(report.wrong for report in reports) else OK
+
+
+def _why(figures: Mapping[str, Any]) -> str:
+  """Why a `gpu` record rejects."""
+  if figures["wrong"]:
+    return figures["wrong"]
+  if not figures["deterministic"]:
+    return "its results vary"
+  median, low, high = evidence.interval(figures["step_ratios"])
+  return (
+    f"too slow: reference / kernel in the step is {median:.3f}"
+    f" [{low:.3f}, {high:.3f}]"
+  )
+
+
+def _request(artefact: Artefact, *, special: bool) -> Request:
+  kernel, dtype, constants = parts_of(artefact)
+  tiles = dict(artefact.spec.tiles)
+  return Request(kernel, dtype, constants, special=special, tiles=tiles)
+
+
+def _has(registry: Registry, key: str, kind: str, **fields: str) -> bool:
+  """Whether there is such evidence; a damaged artefact has none."""
+  try:
+    records = registry.record(key).evidence
+  except (KeyError, Damaged):
+    return False
+  return any(
+    record["kind"] == kind
+    and all(record[name] == value for name, value in fields.items())
+    for record in records
+  )
