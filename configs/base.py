@@ -93,7 +93,7 @@ def get_config() -> ConfigDict:
   config.kasmina.measure_budget = 0.05  # share of the training FLOPs
 
   config.tamiyo = ConfigDict()
-  # never | periodic | schedule | random | heuristic
+  # never | periodic | schedule | random | heuristic | replay
   config.tamiyo.policy = "heuristic"
   config.tamiyo.policy_path = ""  # file of a policy of your own; "" = none
   config.tamiyo.adaptation_frequency = 1  # epochs between two decisions
@@ -108,6 +108,14 @@ def get_config() -> ConfigDict:
   # ((epochs done, slot, blueprint), ...) to germinate (schedule)
   config.tamiyo.schedule = ()
   config.tamiyo.probe_examples = 256  # training examples per look at the slots
+  # events.jsonl of the completed run whose growth is enacted (replay)
+  config.tamiyo.replay = ""
+  # slots | times | "": what of it is drawn at random; "" = nothing (replay)
+  config.tamiyo.replay_permute = ""
+  config.tamiyo.replay_seed = 0  # integer; of that draw (replay)
+  # whether its final network is there from the start instead, alpha 1, born
+  # as kasmina.initializer says, and nothing grows (replay)
+  config.tamiyo.replay_final = False
 
   config.tezzeret = ConfigDict()
   config.tezzeret.lead_epochs = 1  # epochs from a decision to its enactment
@@ -144,6 +152,15 @@ def get_config() -> ConfigDict:
 
   config.urza = ConfigDict()
   config.urza.modules = ()  # Python modules imported first; they register
+  # folder of kernels and their evidence, beside the package's own and
+  # ~/.local/share/esper_jax/urza; "" = none
+  config.urza.dir = ""
+  # folders whose kernels may run although others can write there
+  config.urza.trusted = ()
+  # what a kernel must have behind it before it runs here: validated = a GPU of
+  # this kind judged it right and faster; probed = a first look on this device
+  # found it right; nothing = nothing spoke against it
+  config.urza.require = "validated"
   return config
 
 

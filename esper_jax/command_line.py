@@ -9,7 +9,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -17,11 +17,13 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from esper_jax import config as config_lib
-from esper_jax.knobs import KNOBS
+from esper_jax.knobs import KNOBS, nearest
 from esper_jax.tezzeret import workers
 from esper_jax.types import InputError, RunFailedError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+# Flags that set the key of tamiyo that has their name.
+REPLAY = ("replay", "replay_permute", "replay_seed", "replay_final")
 
 _HELP = """\
 Train a neural network that grows while it trains.
@@ -110,6 +112,18 @@ def _define_flags() -> flags.FlagValues:
     flag_values=values,
   )
   for name, text in (
+    (
+      "replay",
+      "enact the growth of another run: its events.jsonl; no policy is asked",
+    ),
+    ("replay_permute", "slots or times: draw these of it at random, a control"),
+  ):
+    flags.DEFINE_string(name, None, text, flag_values=values)
+  flags.DEFINE_integer(
+    "replay_seed", None, "of that draw, an integer", flag_values=values
+  )
+  for name, text in (
+    ("replay_final", "have its final network from the start, and no growth"),
     ("dry_run", "check the config, show the host's slots, train nothing"),
     ("control", "then train the same run without growth, and compare"),
     ("verbose", "print more: every event, compilations and checkpoints too"),
@@ -133,6 +147,7 @@ def help_text(configs: Path) -> str:
   for name in (
     "config",
     "workdir",
+    *REPLAY,
     "dry_run",
     "control",
     "verbose",
@@ -184,7 +199,13 @@ def parse(argv: list[str]) -> Options | None:
     )
   config = config_lib.load(values.config)
   config_lib.check_complete(config)
-  config = config_lib.validate(_override(config, rest))
+  config = _override(config, rest)
+  if values.replay is not None:
+    config.tamiyo.policy = "replay"
+  for name in REPLAY:
+    if values[name].present:
+      config.tamiyo[name] = values[name].value
+  config = config_lib.validate(config)
   path, profile = config_lib.split_profile(values.config)
   name = "-".join(filter(None, (Path(path).stem, profile)))
   return Options(
@@ -207,8 +228,7 @@ def _overridden_keys(args: list[str], known: tuple[str, ...]) -> list[str]:
       continue
     if not override:
       raise InputError(
-        f"--{name}: no such flag; the nearest is"
-        f" --{config_lib.nearest(name, known)}"
+        f"--{name}: no such flag; the nearest is --{nearest(name, known)}"
       )
     keys.append(override[1])
   return keys
@@ -340,6 +360,8 @@ def never_grown(config: ConfigDict) -> ConfigDict:
   control = config.copy_and_resolve_references()
   with control.unlocked():
     control.tamiyo.policy = "never"
+    control.tamiyo.replay = control.tamiyo.replay_permute = ""
+    control.tamiyo.replay_final = False
   return control.lock()
 
 
@@ -359,35 +381,10 @@ def slow_hint(source: str, backend: str) -> str:
 
 def _show_slots(config: ConfigDict) -> None:
   _backend()
-  from esper_jax.tolaria.assembly import slot_table  # imports JAX
+  from esper_jax.nissa.table import format_slots
+  from esper_jax.tolaria.overview import slot_table  # imports JAX
 
   _write(
     f"{format_slots(slot_table(config))}\n"
     f"config {config_lib.config_hash(config)[:8]} is valid\n"
   )
-
-
-def format_slots(rows: Sequence[Mapping[str, Any]]) -> str:
-  """Returns the slot table as text.
-
-  Args:
-    rows: one per slot: name, shape (of one example), kind, and blueprints, a
-      list of (name, parameters, FLOPs of a forward pass of one example).
-  """
-  if not rows:
-    return "The host has no slots: it cannot grow."
-  cells = [
-    ("slot", "shape", "kind", "blueprint", "parameters", "FLOPs/example")
-  ]
-  for row in rows:
-    head = (row["name"], "x".join(map(str, row["shape"])), row["kind"])
-    for name, parameters, flops in row["blueprints"] or [("none fits", 0, 0)]:
-      cells.append((*head, name, f"{parameters:,}", f"{flops:,.0f}"))
-      head = ("", "", "")
-  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-  lines = []
-  for row in cells:
-    left = [c.ljust(w) for c, w in zip(row[:4], widths[:4], strict=True)]
-    right = [c.rjust(w) for c, w in zip(row[4:], widths[4:], strict=True)]
-    lines.append("  ".join(left + right))
-  return "\n".join(lines)

@@ -8,7 +8,6 @@ anything slow starts. A config is the `ml_collections.ConfigDict` that
 import ast
 import contextlib
 import copy
-import difflib
 import hashlib
 import json
 import os
@@ -20,15 +19,18 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from esper_jax.knobs import KNOBS, PIXELS, STAGES, are_names
+from esper_jax.knobs import KNOBS, PIXELS, STAGES, are_names, nearest
+from esper_jax.oona import growth_log
 from esper_jax.types import InputError
 
 # These say where data lies and what stays on disk, not what is computed: they
-# are outside `config_hash` and may differ when a run is resumed.
+# are outside `config_hash` and may differ when a run is resumed. What is
+# replayed is in the hash, whatever the file is called.
 FREE_KEYS = (
   "data.dir",
   "data.cache_dir",
   "data.download",
+  "tamiyo.replay",
   "checkpoint.keep_last",
   "checkpoint.keep_best",
   "oona.fsync",
@@ -38,27 +40,17 @@ FREE_KEYS = (
   "tezzeret.max_bytes",
   "tezzeret.threads",
   "tezzeret.cache_dir",
+  "urza.dir",
+  "urza.trusted",
 )
 # Keys whose names may be written as one text: "a,b".
-_LISTS = ("host.slots", "data.augment", "kasmina.blueprints", "urza.modules")
-
-
-def nearest(word: str, valid: Iterable[str]) -> str:
-  """Returns the valid word most like this one; its last part counts most.
-
-  Args:
-    word: what the user wrote, e.g. "learning_rate" or "optimzer.b2".
-    valid: at least one word.
-  """
-
-  def likeness(candidate):
-    whole = difflib.SequenceMatcher(None, word, candidate).ratio()
-    last = difflib.SequenceMatcher(
-      None, word.rpartition(".")[2], candidate.rpartition(".")[2]
-    ).ratio()
-    return max(whole, 0.99 * last), whole
-
-  return max(valid, key=likeness)
+_LISTS = (
+  "host.slots",
+  "data.augment",
+  "kasmina.blueprints",
+  "urza.modules",
+  "urza.trusted",
+)
 
 
 def flatten(config: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
@@ -224,11 +216,36 @@ def _check_together(flat: Mapping[str, Any]) -> None:
     f"the policy {policy} reads no file; leave it empty, or choose a policy of"
     " --config.urza.modules",
   )
+  replay, final = flat["tamiyo.replay"], flat["tamiyo.replay_final"]
+  require(
+    policy != "replay" or replay != "",
+    "tamiyo.policy",
+    "needs --config.tamiyo.replay, the events.jsonl of a completed run",
+  )
+  for key in ("tamiyo.replay", "tamiyo.replay_permute", "tamiyo.replay_final"):
+    require(
+      policy == "replay" or not flat[key],
+      key,
+      f"the policy {policy} replays nothing; leave it out, or give"
+      " --config.tamiyo.policy=replay",
+    )
+  require(
+    not final or flat["tamiyo.replay_permute"] != "times",
+    "tamiyo.replay_permute",
+    "what is there from the start has no times; give slots, or leave out"
+    " --config.tamiyo.replay_final",
+  )
+  if replay:
+    growth_log.read_lives(replay)  # or say what is wrong with it
 
 
 def config_hash(config: Mapping[str, Any] | ConfigDict) -> str:
   """Returns the SHA-256, in hex, of the keys that change results."""
-  flat = {k: v for k, v in flatten(config).items() if k not in FREE_KEYS}
+  every = flatten(config)
+  flat = {k: v for k, v in every.items() if k not in FREE_KEYS}
+  if flat["tamiyo.policy"] == "replay":
+    lives = growth_log.read_lives(every["tamiyo.replay"])
+    flat["tamiyo.replay"] = growth_log.digest(lives)
   text = json.dumps(flat, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()
 

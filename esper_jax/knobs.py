@@ -3,8 +3,9 @@
 `configs/base.py` holds the defaults and what each key means.
 """
 
+import difflib
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 # Host name -> number of stages with residual blocks.
@@ -166,7 +167,7 @@ KNOBS: dict[str, Knob] = {
   "kasmina.measure_examples": _POSITIVE,
   "kasmina.measure_budget": _number("[0, 1]"),
   "tamiyo.policy": _choice(
-    "never", "periodic", "schedule", "random", "heuristic"
+    "never", "periodic", "schedule", "random", "heuristic", "replay"
   ),
   "tamiyo.policy_path": _TEXT,
   "tamiyo.adaptation_frequency": _integer(1, 8),  # of 8 epochs remembered
@@ -182,6 +183,14 @@ KNOBS: dict[str, Knob] = {
     "a tuple of (epoch, slot, blueprint), such as ((3, 'slot1_1', 'conv3x3'),)",
   ),
   "tamiyo.probe_examples": _POSITIVE,
+  "tamiyo.replay": _TEXT,
+  "tamiyo.replay_permute": Knob(
+    lambda v: v in ("", "slots", "times"),
+    "slots, times or empty",
+    ("slots", "times"),
+  ),
+  "tamiyo.replay_seed": _integer(0, 2**31 - 1),
+  "tamiyo.replay_final": _SWITCH,
   "tezzeret.lead_epochs": _COUNT,
   "tezzeret.guesses": _COUNT,
   "tezzeret.guess_seconds": _number("[0, inf)"),
@@ -207,4 +216,25 @@ KNOBS: dict[str, Knob] = {
     ),
     "names of Python modules separated by commas",
   ),
+  "urza.dir": _TEXT,
+  "urza.trusted": Knob(are_names, "folders separated by commas"),
+  "urza.require": _choice("validated", "probed", "nothing"),
 }
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+  """Returns the valid word most like this one; its last part counts most.
+
+  Args:
+    word: what the user wrote, e.g. "learning_rate" or "optimzer.b2".
+    valid: at least one word.
+  """
+
+  def likeness(candidate):
+    whole = difflib.SequenceMatcher(None, word, candidate).ratio()
+    last = difflib.SequenceMatcher(
+      None, word.rpartition(".")[2], candidate.rpartition(".")[2]
+    ).ratio()
+    return max(whole, 0.99 * last), whole
+
+  return max(valid, key=likeness)

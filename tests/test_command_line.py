@@ -12,6 +12,7 @@ import pytest
 import main
 from esper_jax import command_line
 from esper_jax import config as config_lib
+from esper_jax.nissa import table
 from esper_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -93,6 +94,32 @@ def test_override(argument, key, value, override_first):
   found = (config[section] if section else config)[name]
   assert found == value
   assert type(found) is type(value)
+
+
+RECORDED = f"{ROOT}/tests/integration/recorded/slot1.jsonl"
+
+
+def test_replay_flags_set_keys():
+  t = parse(DIGITS).config.tamiyo
+  assert (t.policy, t.replay) == ("heuristic", "")
+  t = parse(DIGITS, f"--replay={RECORDED}").config.tamiyo
+  assert (t.policy, t.replay) == ("replay", RECORDED)
+  assert (t.replay_permute, t.replay_seed, t.replay_final) == ("", 0, False)
+  more = ("--replay_permute=slots", "--replay_seed", "3", "--replay_final")
+  t = parse(DIGITS, f"--replay={RECORDED}", *more).config.tamiyo
+  assert (t.replay_permute, t.replay_seed, t.replay_final) == ("slots", 3, True)
+  keys = ("--config.tamiyo.replay_final=True", "--config.tamiyo.policy=replay")
+  own = f"--config.tamiyo.replay={RECORDED}"
+  t = parse(DIGITS, own, *keys, "--noreplay_final").config.tamiyo
+  assert (t.policy, t.replay, t.replay_final) == ("replay", RECORDED, False)
+
+
+def test_control_of_a_replay_replays_nothing():
+  config = parse(DIGITS, f"--replay={RECORDED}", "--replay_final").config
+  control = command_line.never_grown(config)
+  assert config_lib.config_hash(control) == config_lib.config_hash(
+    command_line.never_grown(parse(DIGITS).config)
+  )
 
 
 def test_override_in_two_arguments_and_twice():
@@ -191,8 +218,8 @@ def test_help_lists_everything(monkeypatch, capsys):
   assert main.main(["main.py", "--help"]) == 0
   text = capsys.readouterr().out
   assert all(len(line) <= 80 for line in text.splitlines())
-  switches = ("dry_run", "control", "verbose", "quiet", "help")
-  for flag in ("config", "workdir", *switches):
+  switches = ("replay_final", "dry_run", "control", "verbose", "quiet", "help")
+  for flag in ("config", "workdir", *command_line.REPLAY, *switches):
     assert f"\n  --{flag}" in text
   assert text.count("(default: ") == 1 + len(switches)
   assert "(required)" in text
@@ -344,10 +371,10 @@ def test_slot_table_text():
     },
     {"name": "slot9", "shape": (2,), "kind": "features", "blueprints": []},
   ]
-  assert command_line.format_slots(rows).splitlines() == [
+  assert table.format_slots(rows).splitlines() == [
     "slot     shape   kind      blueprint  parameters  FLOPs/example",
     "slot1_1  8x8x16  nhwc      conv3x3         4,640        590,000",
     "                           norm               32          2,048",
     "slot9    2       features  none fits           0              0",
   ]
-  assert "no slots" in command_line.format_slots([])
+  assert "no slots" in table.format_slots([])

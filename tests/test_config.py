@@ -17,6 +17,7 @@ from esper_jax.knobs import KNOBS
 from esper_jax.tamiyo import policy
 from esper_jax.tolaria import optimizers
 from esper_jax.types import InputError
+from esper_jax.urza import dispatch
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FILES = [p for p in sorted(CONFIGS.glob("*.py")) if p.stem != "base"]
@@ -78,6 +79,7 @@ def test_words_that_a_config_may_use_are_those_of_the_packages():
     "kasmina.blend": slot.BLEND_MODES,
     "kasmina.alpha_curve": records.CURVES,
     "tamiyo.policy": policy.names(),
+    "urza.require": dispatch.REQUIREMENTS,
   }.items():
     assert set(KNOBS[key].choices) == set(words), key
   config_lib.check_value("data.augment", augment.OPS)
@@ -121,6 +123,10 @@ OUTSIDE = {
   "optimizer.final_factor": [-0.1, 1.1],
   "optimizer.momentum": [1.0, "0.9"],
   "kasmina.blueprints": [(1,)],
+  "tamiyo.replay": [3],
+  "tamiyo.replay_permute": ["slot", None, 0],
+  "tamiyo.replay_seed": [-1, 2**31],
+  "tamiyo.replay_final": [1],
   "tamiyo.schedule": [
     ((3, "slot1_1"),),
     ((0, "slot1_1", "norm"),),
@@ -128,6 +134,9 @@ OUTSIDE = {
     (3, "slot1_1", "norm"),
   ],
   "urza.modules": [("not a module",)],
+  "urza.dir": [None],
+  "urza.trusted": [("",), ("/data", 1)],
+  "urza.require": ["promised"],
 }
 
 
@@ -149,6 +158,7 @@ def test_limits_of_a_range_are_inside():
     "host.inner_widths": [(), (0, 1)],
     "tamiyo.schedule": [(), ((1, "slot1", "norm"),)],
     "urza.modules": [(), ("my_seeds", "package.more_seeds")],
+    "urza.trusted": [(), ("/data/urza", "~/kernels")],
   }.items():
     for value in values:
       config_lib.check_value(key, value)

@@ -16,8 +16,8 @@ MAX_LINES = 400
 LEVELS = (
   ("types",),
   ("knobs",),
-  ("config",),
   ("oona",),
+  ("config",),
   ("urza",),
   ("kasmina",),
   ("hosts", "tamiyo"),

@@ -80,6 +80,7 @@ __all__ = [
   "enact",
   "finish",
   "gate",
+  "impose",
   "initial",
   "leaves",
   "legal",
@@ -171,6 +172,48 @@ def act(
   new = _set(new, blend, stage=Stage.BLENDING, age=0, alpha=first)
   new = _set(new, hold, stage=Stage.HOLDING, age=0)
   return _fossilize(new, fossilize), refused
+
+
+def impose(
+  slots: SlotState,
+  stage: jax.Array,
+  blueprint: jax.Array,
+  due: jax.Array,
+  rules: Rules,
+) -> tuple[SlotState, jax.Array]:
+  """Carries out what a record says, in place of `act`: no gate, no cap.
+
+  A move is refused only where its seed is not there, a germination only where
+  the row is taken or quarantined.
+
+  Args:
+    slots: see `SlotState`.
+    stage: int32 [rows]. The `Stage` that the row shall come to: GERMINATED,
+      BLENDING, HOLDING, FOSSILIZED or CULLED; DORMANT asks for no move.
+    blueprint: int32 [rows]. Read with GERMINATED.
+    due: int32 [rows]. Read with GERMINATED and CULLED; see `SlotState`.
+    rules: see `Rules`.
+
+  Returns:
+    (the new state, int32 [rows]: `Reason` bits of each refusal).
+  """
+  sown, cull = stage == int(Stage.GERMINATED), stage == int(Stage.CULLED)
+  free = is_in(slots.stage, (Stage.DORMANT, Stage.FOSSILIZED, Stage.EMBARGOED))
+  ready = jnp.where(sown, free, is_in(slots.stage, LIVE_STAGES[1:]))
+  asked = stage != int(Stage.DORMANT)
+  refused = bit(asked & ~ready, Reason.WRONG_STAGE)
+  refused |= bit(sown & slots.quarantined, Reason.QUARANTINED)
+  done = asked & (refused == 0)
+  whole = is_in(stage, (Stage.HOLDING, Stage.FOSSILIZED)).astype(jnp.float32)
+  alpha = jnp.where(stage == int(Stage.BLENDING), _alphas(rules)[1], whole)
+  reason = jnp.where(done & cull, int(Reason.REPLAYED), refused)
+  new = _set(slots, asked, reason=reason)
+  new = _set(new, done, stage=stage, age=0, alpha=alpha)
+  new = _set(new, done & (sown | cull), due=due)
+  sown &= done
+  new = _set(new, sown, life=0, blueprint=blueprint)
+  new = new.replace(growths=slots.growths + sown.sum(dtype=jnp.int32))
+  return _fossilize(new, done & (stage == int(Stage.FOSSILIZED))), refused
 
 
 def enact(

@@ -39,6 +39,7 @@ class Reason(enum.IntFlag):
   BY_POLICY = 1 << 17
   RUN_ENDED = 1 << 18
   NOT_COMPILED = 1 << 19
+  REPLAYED = 1 << 20
 
 
 REASONS: dict[int, str] = {
@@ -66,6 +67,7 @@ REASONS: dict[int, str] = {
   int(Reason.BY_POLICY): "the policy culled it",
   int(Reason.RUN_ENDED): "the run ended before it was permanent",
   int(Reason.NOT_COMPILED): "its program could not be compiled or run",
+  int(Reason.REPLAYED): "the replayed run culled it",
 }
 
 

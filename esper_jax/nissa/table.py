@@ -1,6 +1,6 @@
-"""Results as a table: one column per run, one row per figure."""
+"""Tables: results, one column per run, and what could grow where."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _MISSING = "-"
@@ -25,6 +25,32 @@ def result_table(results: Mapping[str, Mapping[str, Any]]) -> str:
     for row in rows
   ]
   lines.insert(1, "-" * len(max(lines, key=len)))
+  return "\n".join(lines)
+
+
+def format_slots(rows: Sequence[Mapping[str, Any]]) -> str:
+  """Returns the slot table as text.
+
+  Args:
+    rows: one per slot: name, shape (of one example), kind, and blueprints, a
+      list of (name, parameters, FLOPs of a forward pass of one example).
+  """
+  if not rows:
+    return "The host has no slots: it cannot grow."
+  cells = [
+    ("slot", "shape", "kind", "blueprint", "parameters", "FLOPs/example")
+  ]
+  for row in rows:
+    head = (row["name"], "x".join(map(str, row["shape"])), row["kind"])
+    for name, parameters, flops in row["blueprints"] or [("none fits", 0, 0)]:
+      cells.append((*head, name, f"{parameters:,}", f"{flops:,.0f}"))
+      head = ("", "", "")
+  widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+  lines = []
+  for row in cells:
+    left = [c.ljust(w) for c, w in zip(row[:4], widths[:4], strict=True)]
+    right = [c.rjust(w) for c, w in zip(row[4:], widths[4:], strict=True)]
+    lines.append("  ".join(left + right))
   return "\n".join(lines)
 
 

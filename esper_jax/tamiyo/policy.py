@@ -62,8 +62,8 @@ class Policy(NamedTuple):
   ]
 
 
-def never() -> Policy:
-  """Makes the policy that asks for nothing: the static control."""
+def never(name: str = "never") -> Policy:
+  """Makes the policy that asks for nothing: the static control, and replays."""
 
   def decide(state, observation, key):
     del key
@@ -75,7 +75,7 @@ def never() -> Policy:
     return [sure][:k]
 
   return Policy(
-    name="never",
+    name=name,
     init=lambda key: (),
     decide=decide,
     rank=rank,
@@ -244,7 +244,7 @@ _RULES: dict[str, Callable[[Settings], Rule]] = {
 
 def names() -> tuple[str, ...]:
   """Lists the policies that `make` knows."""
-  return ("never", *_RULES)
+  return ("never", *_RULES, "replay")
 
 
 def register(name: str, build: Callable[[Settings], Rule]) -> None:
@@ -293,8 +293,8 @@ def make(name: str, **settings: Any) -> Policy:
       )
   numbers = Settings(**settings)
   _check(numbers)
-  if name == "never":
-    return never()
+  if name in ("never", "replay"):
+    return never(name)
   return from_rule(name, _RULES[name](numbers), numbers)
 
 

@@ -18,7 +18,7 @@ from esper_jax.kasmina.slot import with_seeds_at
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tamiyo.rules import Settings
 from esper_jax.tezzeret.program import Limits
-from esper_jax.tolaria import governor, optimizers
+from esper_jax.tolaria import governor, optimizers, replaying
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.measure import EvalBatch, device_batches
 from esper_jax.tolaria.state import TrainState, init_state
@@ -97,6 +97,7 @@ def assemble(config: ConfigDict, data: Dataset) -> Parts:
   example = preprocess(jnp.asarray(data.train_images[:1]), None)
   slots = slots_of(host, example)
   growth = _growth(config, slots, chain, timetable)
+  growth = replaying.with_replay(config, growth)
   parts = Parts(
     data=data,
     validation=device_batches(
@@ -221,27 +222,6 @@ def check_readable(parts: Parts) -> None:
 
   expected: dict[str, Any] = {}
   surgery.check_consumed(forward, expected)
-
-
-def slot_table(config: ConfigDict) -> list[dict[str, Any]]:
-  """What could grow where, for people: see `--dry_run`.
-
-  Returns:
-    A record per slot: name, shape, kind, blueprints: [(name, parameters,
-    FLOPs of a forward pass of one example)].
-  """
-  data = load_data(config)
-  parts = assemble(config, data)
-  growth = parts.growth
-  table = []
-  for n, (path, spec) in enumerate(growth.slots.items()):
-    rows = []
-    for column in np.flatnonzero(growth.fits[n * growth.lanes]):
-      name = growth.blueprints[int(column)]
-      rows.append((name, *blueprints.cost(name, spec)))
-    facts = {"name": path, "shape": spec.shape, "kind": spec.kind}
-    table.append({**facts, "blueprints": rows})
-  return table
 
 
 def _host(config: ConfigDict, data: Dataset) -> tuple[Host, Any]:

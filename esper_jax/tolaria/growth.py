@@ -15,6 +15,7 @@ from esper_jax.kasmina import lifecycle
 from esper_jax.oona.bus import Bus
 from esper_jax.tamiyo.observation import Observation
 from esper_jax.tamiyo.policy import Policy
+from esper_jax.tamiyo.replay import Imposed, Plan
 from esper_jax.tezzeret.forge import Forge
 from esper_jax.tolaria import foresight
 from esper_jax.tolaria.growth_options import GrowthOptions
@@ -23,8 +24,8 @@ from esper_jax.tolaria.planting import Planting
 from esper_jax.tolaria.programs import Programs, Signal
 from esper_jax.tolaria.run import Run
 from esper_jax.tolaria.state import count_parameters
-from esper_jax.tolaria.steps import Probed
-from esper_jax.types import Action, Path, Stage
+from esper_jax.tolaria.steps import Probed, empty_sums
+from esper_jax.types import HOST_GROUP, Action, Path, Stage
 
 _TINY = float(np.finfo(np.float32).tiny)
 
@@ -74,6 +75,23 @@ class Growth:
     self._scored: Observation | None = None  # the last with scores
     self._for_guesses: tuple[Hashable, ...] = ()  # keys of programs
 
+  def begin(self, run: Run) -> None:
+    """Plants what a replay has from the start; before the first step."""
+    rounds = (self.options.replay or {}).get(0)
+    if run.epoch or not rounds or int(run.slots.growths):
+      return
+    for moves in rounds:
+      self._impose(run, moves)
+      self.planting.carry_out(run, {}, last=True)
+    # It is no newborn to spare, nor suspect of what goes wrong later.
+    warm, run.changed = self.options.warmup, {}
+    ages = {
+      group: age if group == HOST_GROUP else jnp.full_like(age, warm)
+      for group, age in run.state.age.items()
+    }
+    run.state = run.state.replace(age=ages)
+    run.sums = empty_sums(run.state)
+
   def boundary(self, run: Run, *, last: bool) -> None:
     """Everything that growth does between two epochs; changes the run.
 
@@ -87,9 +105,13 @@ class Growth:
     run.slots = self._call("tick", run.slots)
     self._announce_rest(run, before)
     signals: dict[Path, Signal] = {}
+    if self.options.replay is not None:
+      self._replay(run, self.options.replay)
     if last:
       self._move(run, self._call("finish", run.slots, run.signals))
-    elif run.epoch % self.options.frequency == 0:
+    elif (
+      self.options.replay is None and run.epoch % self.options.frequency == 0
+    ):
       observation, wants_scores = self._observe(run)
       if wants_scores:
         probed = self._programs.probe(run)
@@ -108,7 +130,13 @@ class Growth:
     if not self._ahead:
       return
     prepare, slots, signals = self._forge.prepare, run.slots, run.signals
-    number = np.int32(0)
+    number, row = np.int32(0), np.zeros(self.options.rows, np.int32)
+    if self.options.replay is not None:
+      prepare("impose", slots, row, row, row)
+      prepare("enact", slots, number)
+      prepare("tick", slots)
+      prepare("finish", slots, signals, likely=True)
+      return
     look = (*self._looked_at(run), number, np.float32(0), np.float32(0))
     observation, _ = self._forge.shapes("observe", *look)
     asked = (run.policy, observation, slots, signals, number, number)
@@ -161,6 +189,28 @@ class Growth:
       run, self._call("quarantine", run.slots, guilty, np.int32(run.epoch))
     )
     self.planting.set_leaves(run, self._call("leaves", run.slots))
+
+  def _replay(self, run: Run, plan: Plan) -> None:
+    """Has happen what a record says of this boundary."""
+    *rounds, final = plan.get(run.epoch, ({},))
+    for moves in rounds:
+      self._impose(run, moves)
+      self.planting.carry_out(run, {}, last=True)
+    self._impose(run, final)
+
+  def _impose(self, run: Run, moves: Mapping[int, Imposed]) -> None:
+    asked = np.zeros((3, self.options.rows), np.int32)
+    for row, move in moves.items():
+      asked[:, row] = move.stage, move.blueprint, move.due
+      if move.stage is Stage.GERMINATED:
+        run.births[row] = move.initializer or self.options.initializer
+    moved, refused = self._call("impose", run.slots, *asked)
+    for row in map(int, np.flatnonzero(np.asarray(refused))):
+      why, stage = _because(refused[row]), moves[row].stage
+      self._publish(
+        run, "gate_refused", row=row, action=stage.name.lower(), reason=why
+      )
+    self._move(run, moved)
 
   def _observe(self, run: Run) -> tuple[Observation, Any]:
     return self._call(

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 
 from esper_jax.kasmina import lifecycle
+from esper_jax.tamiyo.replay import Plan
 from esper_jax.types import Path, SlotTable
 
 
@@ -25,6 +26,9 @@ class GrowthOptions(NamedTuple):
     frequency: epochs between two decisions.
     guesses: likely decisions to prepare for before they are taken.
     timeout: seconds to wait for a newborn's programs; 0 waits.
+    replay: what happens in place of a policy's decisions; None asks it.
+    warmup: steps of a newborn's warm-up; what is there from the start of a
+      replay is past it.
   """
 
   slots: SlotTable
@@ -42,6 +46,8 @@ class GrowthOptions(NamedTuple):
   frequency: int
   guesses: int
   timeout: float
+  replay: Plan | None = None
+  warmup: int = 0
 
   @property
   def rows(self) -> int:

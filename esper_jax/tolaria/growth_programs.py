@@ -35,6 +35,7 @@ def make_programs(
       (policy's state, decisions, slots, refused int32 [rows])
     act: slots, decisions, signals, epoch -> slots
     rank: policy's state, observation -> what `Policy.rank` gives
+    impose: slots, stage, blueprint, due -> (slots, refused int32 [rows])
     enact: slots, epoch -> (slots, planted, removed, leaves)
     cancel: slots, rows bool [rows], epoch -> slots
     finish: slots, signals -> slots
@@ -80,6 +81,9 @@ def make_programs(
     "decide": decide,
     "act": lambda *args: act(*args)[0],
     "rank": lambda state, observation: policy.rank(state, observation, guesses),
+    "impose": lambda slots, stage, blueprint, due: lifecycle.impose(
+      slots, stage, blueprint, due, rules
+    ),
     "enact": enact,
     "cancel": lambda slots, rows, epoch: lifecycle.cancel(
       slots, rows, rules, epoch, reason=lifecycle.Reason.NOT_COMPILED

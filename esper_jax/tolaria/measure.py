@@ -163,17 +163,21 @@ class Limits(NamedTuple):
     share: of the training FLOPs so far, for ablations and probes together.
     examples: validation examples per ablation, at most.
     min_training: see `plan`.
+    ablate: whether anybody asks for contributions; a replay does not.
   """
 
   share: float
   examples: int
   min_training: int
+  ablate: bool = True
 
   @classmethod
   def of(cls, config: ConfigDict) -> "Limits":
     """Those of a config."""
-    k = config.kasmina
-    return cls(k.measure_budget, k.measure_examples, k.min_training_epochs)
+    k, ablate = config.kasmina, config.tamiyo.policy != "replay"
+    return cls(
+      k.measure_budget, k.measure_examples, k.min_training_epochs, ablate
+    )
 
 
 def update(
@@ -200,6 +204,8 @@ def update(
   note_gradients(run, paths)
   since = run.signals.contribution_age + 1
   run.signals = run.signals.replace(contribution_age=since)
+  if not limits.ablate:
+    return
   planted = np.array([key is not None for key in run.keys], bool)
   stages = np.where(planted, np.asarray(run.slots.stage), Stage.DORMANT)
   spent = run.ledger.ablation + run.ledger.probe

@@ -1,8 +1,12 @@
 """What a run is made of, in a line per part."""
 
+from typing import Any
+
+import numpy as np
 from ml_collections import ConfigDict
 
-from esper_jax.kasmina import lifecycle
+from esper_jax.kasmina import blueprints, lifecycle
+from esper_jax.tolaria import assembly, replaying
 from esper_jax.tolaria.assembly import Parts, Timetable
 from esper_jax.tolaria.display import Display
 from esper_jax.tolaria.store import Store, environment
@@ -33,7 +37,9 @@ def show(
     f" {len(data.validation_labels)} validation, {len(data.test_labels)}"
     f" test, {data.num_classes} classes",
     "oona": f"events to {store.path / 'events.jsonl'}",
-    "tamiyo": f"policy {parts.policy.name}, asked every"
+    "tamiyo": replaying.describe(config)
+    if growth.replay is not None
+    else f"policy {parts.policy.name}, asked every"
     f" {_count(config.tamiyo.adaptation_frequency, 'epoch')}, at most"
     f" {_count(growth.rules.max_growths, 'growth')}{_deadline(growth.rules)}",
     "kasmina": f"{config.host.name}, {_count(parameters, 'parameter')},"
@@ -52,6 +58,27 @@ def show(
     epochs=timetable.epochs,
     steps_per_epoch=timetable.steps_per_epoch,
   )
+
+
+def slot_table(config: ConfigDict) -> list[dict[str, Any]]:
+  """What could grow where, for people: see `--dry_run`.
+
+  Returns:
+    A record per slot: name, shape, kind, blueprints: [(name, parameters,
+    FLOPs of a forward pass of one example)].
+  """
+  data = assembly.load_data(config)
+  parts = assembly.assemble(config, data)
+  growth = parts.growth
+  table = []
+  for n, (path, spec) in enumerate(growth.slots.items()):
+    rows = []
+    for column in np.flatnonzero(growth.fits[n * growth.lanes]):
+      name = growth.blueprints[int(column)]
+      rows.append((name, *blueprints.cost(name, spec)))
+    facts = {"name": path, "shape": spec.shape, "kind": spec.kind}
+    table.append({**facts, "blueprints": rows})
+  return table
 
 
 def _count(number: int, what: str) -> str:

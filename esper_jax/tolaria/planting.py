@@ -96,11 +96,11 @@ class Planting:
     Args:
       run: at a boundary; changed.
       signals: of the slots, where the policy asked for them.
-      last: whether no step follows.
+      last: whether no step follows, so that nothing needs its programs.
     """
     o, epoch = self.options, np.int32(run.epoch)
     moved, planted, removed, leaves = self._call("enact", run.slots, epoch)
-    if np.any(planted):
+    if np.any(planted) and not last:
       failed, late = self._failure(run, planted)
       if failed:
         self._cancel(run, planted, failed, late=late)
@@ -225,13 +225,16 @@ class Planting:
   ) -> None:
     o = self.options
     path, column = o.path(row), int(slots.blueprint[row])
-    if run.before_growth is None:
+    key = boundary_key(o.seed, run.governor.attempt, run.epoch, 1 + row)
+    if not run.epoch:  # a row may get several seeds at once
+      key = jax.random.fold_in(key, run.germinated)
+    elif not run.germinated:
       run.before_growth = float(run.history.val_accuracy[-1])
     run.state, run.keys[row] = surgery.germinate(
       run.state,
       o.slots[path],
       o.blueprints[column],
-      key=boundary_key(o.seed, run.governor.attempt, run.epoch, 1 + row),
+      key=key,
       optimizer=o.optimizer,
       initializer=run.births[row],
       blend=o.blend,

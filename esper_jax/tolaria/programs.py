@@ -227,6 +227,29 @@ class Programs:
       "evaluate", *view, batch.images, batch.labels, batch.mask
     ).flops
 
+  def measure(
+    self, run: Run, baseline: np.ndarray, limits: measure.Limits
+  ) -> None:
+    """Measures what the seeds contribute; see `measure.update`.
+
+    Args:
+      run: at a boundary; changed.
+      baseline: float32 [examples], its losses on the validation split.
+      limits: of the measurement.
+    """
+    growth, validation = self._parts.growth, self._parts.validation
+    measure.update(
+      run,
+      [growth.path(row) for row in range(growth.rows)],
+      batches=validation,
+      baseline=baseline,
+      limits=limits,
+      cost=self.evaluate_flops(run, validation[0]),
+      evaluate=lambda state, batches: self.evaluate(
+        run, batches, state=state, account="ablation"
+      )[0],
+    )
+
   def probe(self, run: Run) -> steps.Probed:
     """What every slot carries and feels, on training examples."""
     data = self._parts.data

@@ -81,6 +81,7 @@ class Run:
     before_growth: validation accuracy when the first seed was planted.
     changed: slot -> epoch of its last change of stage.
     germinated, fossilized, rolled_back: counts.
+    kernels: what runs in place of references, see `Dispatcher.choices`.
   """
 
   state: TrainState
@@ -103,6 +104,7 @@ class Run:
   fossilized: int = 0
   rolled_back: int = 0
   changed: dict[str, int] = dataclasses.field(default_factory=dict)
+  kernels: dict[str, str] = dataclasses.field(default_factory=dict)
 
   def arrays(self) -> dict[str, PyTree]:
     """The part of the run that is arrays."""
@@ -138,6 +140,7 @@ FACTS = (
   "fossilized",
   "rolled_back",
   "changed",
+  "kernels",
 )
 
 

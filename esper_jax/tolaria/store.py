@@ -59,6 +59,7 @@ class Store:
     def check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
       config_lib.check_same(old, new, workdir=self.path)
       _check_data(self._work, data_sha256)
+      _check_hash(self._work, self.hash)
 
     with contextlib.ExitStack() as stack:
       self._work = workdir.acquire(path)
@@ -123,8 +124,9 @@ class Store:
     """
     found, self._found = self._found, None
     run = recovery.from_checkpoint(found, fresh, parts) if found else fresh
-    run.ledger = dataclasses.replace(run.ledger, **self.redone)
-    return run, found is not None
+    ledger = dataclasses.replace(run.ledger, **self.redone)
+    # A copy: what grows in this run is not in the fresh one.
+    return dataclasses.replace(run, ledger=ledger), found is not None
 
   def last_scheduled(self) -> tuple[Loaded | None, list[Damage]]:
     """The checkpoint that a rollback goes back to, and damaged newer ones."""
@@ -199,6 +201,19 @@ def _check_data(work: Workdir, data_sha256: str) -> None:
       f"--workdir={work.path} holds a run on other data: its SHA-256 is"
       f" {before} there and {data_sha256} here. Give the data of that run with"
       " --config.data.dir, or choose another --workdir"
+    )
+
+
+def _check_hash(work: Workdir, config_hash: str) -> None:
+  """Refuses to replay other growth: the config says only where it is."""
+  document = workdir.read_json(work.config) or {}
+  before = document.get("config_hash", "unknown")
+  if before != config_hash:
+    raise InputError(
+      f"--workdir={work.path} replays other growth than"
+      " --config.tamiyo.replay holds now (the hash of the config is"
+      f" {before[:8]} there and {config_hash[:8]} here); give the file of that"
+      " run, or choose another --workdir"
     )
 
 

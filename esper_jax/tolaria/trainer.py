@@ -1,8 +1,7 @@
 """The training loop: steps, epoch boundaries, faults, the end.
 
-Read top to bottom: `Trainer.train` is a run, `train_epoch` an epoch. What
-happens between two epochs is a list of hooks, in order: govern, measure, grow
-(Tamiyo), record, save, then the user's callbacks.
+Read top to bottom: `Trainer.train` is a run, `train_epoch` an epoch. Between
+two epochs: govern, measure, grow (Tamiyo), record, save, the user's callbacks.
 """
 
 import contextlib
@@ -32,6 +31,7 @@ from esper_jax.tolaria import (
 from esper_jax.tolaria.display import Display, Silent, TrainingMetrics
 from esper_jax.tolaria.faults import FaultFound
 from esper_jax.tolaria.growth import Growth
+from esper_jax.tolaria.kernels import Kernels
 from esper_jax.tolaria.logbook import Logbook
 from esper_jax.tolaria.programs import Programs
 from esper_jax.tolaria.state import count_parameters
@@ -76,6 +76,7 @@ class Trainer:
     display: Display | None = None,
     callbacks: Sequence[Callback] = (),
     stopping: Stopping | None = None,
+    kernels: Kernels | None = None,
   ):
     """Loads the data, takes the directory, and resumes what is in it.
 
@@ -86,6 +87,7 @@ class Trainer:
       callbacks: see the attribute.
       stopping: what says that the run shall stop; one that listens to signals
         already, or None for the trainer's own.
+      kernels: what may run in place of references; None: as the config says.
 
     Raises:
       InputError: the config, the data or the directory is not usable.
@@ -103,6 +105,7 @@ class Trainer:
       self._save,
     )
     disk.enable(self.config.tezzeret.cache_dir)
+    self._kernels = kernels or Kernels.of(self.config)
     self.parts = assembly.assemble(self.config, assembly.load_data(self.config))
     self._programs = Programs(
       self.parts,
@@ -134,6 +137,7 @@ class Trainer:
     )
     with contextlib.ExitStack() as stack:
       stack.callback(self._store.close)
+      stack.callback(self._kernels.close)
       self._begin()
       stack.pop_all()
 
@@ -191,6 +195,7 @@ class Trainer:
   def shutdown(self) -> None:
     """Finishes what is being written, lets the directory go; idempotent."""
     self._programs.forge.close()
+    self._kernels.close()
     self._display.close()
     self._store.close()
 
@@ -199,6 +204,7 @@ class Trainer:
     log_every, chunk = self.config.train.log_every, self.parts.chunk
     self._logbook.begin_epoch(run.next_batch)
     try:
+      self._growth.begin(run)
       self._programs.begin(run)
     except Interrupted:
       return self._logbook.metrics(run)
@@ -246,23 +252,14 @@ class Trainer:
     )
 
   def _measure(self, boundary: _Boundary) -> None:
-    run, growth, validation = self.run, self.parts.growth, self.parts.validation
-    measure.update(
-      run,
-      [growth.path(row) for row in range(growth.rows)],
-      batches=validation,
-      baseline=boundary.losses,
-      limits=measure.Limits.of(self.config),
-      cost=self._programs.evaluate_flops(run, validation[0]),
-      evaluate=lambda state, batches: self._programs.evaluate(
-        run, batches, state=state, account="ablation"
-      )[0],
-    )
+    limits = measure.Limits.of(self.config)
+    self._programs.measure(self.run, boundary.losses, limits)
 
   def _grow(self, boundary: _Boundary) -> None:
     self._growth.boundary(self.run, last=boundary.last)
 
   def _record(self, boundary: _Boundary) -> None:
+    self._kernels.report(self.run, self._publish)
     self._logbook.epoch(self.run, boundary.metrics)
 
   def _save(self, boundary: _Boundary) -> None:
@@ -289,6 +286,7 @@ class Trainer:
     )
     if store.finished:
       return
+    self._kernels.take_up(self.run.kernels)
     store.attach(self.bus)
     self.bus.subscribe(self._display.event, name="display")
     self._report_damage(store.damaged)
@@ -377,6 +375,7 @@ class Trainer:
 
   def _checkpoint(self, kind: str, metric: float | None = None) -> None:
     self._book_time()
+    self._kernels.report(self.run, self._publish)
     self._publish("checkpoint", kind=kind)
     self._store.save(self.run, self.bus.next_id, kind=kind, metric=metric)
 

@@ -152,6 +152,92 @@ def test_command_line_and_values(refused, arguments, says):
   assert says in refused(*arguments)
 
 
+RECORDED = ROOT / "tests/integration/recorded/slot1.jsonl"
+
+
+def cut_off(lines: list[str]) -> list[str]:
+  return lines[:-1]
+
+
+def torn(lines: list[str]) -> list[str]:
+  return [*lines[:2], lines[2][:40], *lines[3:]]
+
+
+def lost(lines: list[str]) -> list[str]:
+  return [lines[0], *lines[2:]]
+
+
+def metrics(lines: list[str]) -> list[str]:
+  return ['{"epoch": 0, "step": 1, "train/loss": 2.3}']
+
+
+@pytest.mark.parametrize(
+  ("spoil", "says"),
+  [
+    (cut_off, "does not end with the run_finished of a completed run"),
+    (torn, "line 3: not a JSON object"),
+    (lost, "line 2: 'stage_changed' cannot happen to slot 'slot1' then"),
+    (metrics, "line 1: not an event of version 1"),
+    (None, "cannot read"),
+  ],
+)
+@pytest.mark.parametrize("dry", [["--dry_run"], []], ids=["dry_run", "train"])
+def test_growth_that_cannot_be_replayed(refused, tmp_path, spoil, says, dry):
+  path = tmp_path / "events.jsonl"
+  if spoil:
+    lines = spoil(RECORDED.read_text().splitlines())
+    path.write_text("\n".join(lines) + "\n")
+  message = refused(SMOKE, f"--replay={path}", *dry)
+  assert says in message
+  assert str(path) in message
+  assert "give --config.tamiyo.replay the events.jsonl of a run that" in message
+
+
+@pytest.mark.parametrize(
+  ("arguments", "says"),
+  [
+    (["--config.host.slots=slot2"], "but the host lacks that slot (it has sl"),
+    (["--config.kasmina.blueprints=norm"], "not among those of the run (norm)"),
+    (["--config.train.epochs=3"], "up to epoch 4, but this run has 3 epochs;"),
+    (
+      ["--replay_permute=all"],
+      "replay_permute=all: must be slots, times or em",
+    ),
+    (["--replay_seed=-1"], "replay_seed=-1: must be an integer from 0 to"),
+    (["--replay_seed=x"], "flag --replay_seed=x: "),
+    (
+      ["--replay_final", "--replay_permute=times"],
+      "what is there from the start has no times; give slots, or leave out",
+    ),
+  ],
+)
+def test_replay_that_does_not_fit(refused, arguments, says):
+  given = [argument.partition("=")[0] for argument in arguments]
+  default = (*SMALL, "--config.host.depth=2", "--config.train.max_steps=0")
+  default = (*default, "--config.train.epochs=9", f"--replay={RECORDED}")
+  # Names that are given twice add up.
+  kept = [d for d in default if d.partition("=")[0] not in given]
+  message = refused(*kept, *arguments)
+  assert says in message
+
+
+@pytest.mark.parametrize(
+  ("arguments", "says"),
+  [
+    (["--config.tamiyo.policy=replay"], "needs --config.tamiyo.replay, the ev"),
+    (["--replay="], "--config.tamiyo.policy=replay: needs --config.tamiyo.rep"),
+    ([f"--config.tamiyo.replay={RECORDED}"], "the policy heuristic replays no"),
+    (
+      ["--replay_permute=slots"],
+      "tamiyo.replay_permute=slots: the policy heur",
+    ),
+    (["--replay_final"], "--config.tamiyo.policy=replay"),
+  ],
+)
+def test_replay_of_nothing(refused, arguments, says):
+  assert says in refused(SMOKE, *arguments)
+
+
 @pytest.mark.parametrize(
   ("source", "says"),
   [

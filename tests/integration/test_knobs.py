@@ -29,9 +29,13 @@ from esper_jax.oona import jsonl
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tezzeret import disk
 from esper_jax.tolaria import assembly, governor
+from esper_jax.tolaria.kernels import Kernels
 from esper_jax.tolaria.run import unknown_signals
 from esper_jax.tolaria.trainer import Trainer
 from esper_jax.types import Action, InputError, Stage
+from esper_jax.urza import dispatch
+from esper_jax.urza.registry import open_registry
+from tests.urza import handmade, sample_kernel
 
 # The smallest run: 4 steps an epoch.
 TINY: dict[str, Any] = {
@@ -83,6 +87,15 @@ PLATEAU = {
   "tamiyo.policy": "heuristic",
   "tamiyo.plateau_epochs": 1,
   "tamiyo.plateau_delta": 0.9,
+}
+# Two slots, of which one has grown, as recorded in files of the tests.
+RECORDS = Path(__file__).parent / "recorded"
+REPLAY = {
+  **GROW,
+  "host.depth": 2,
+  "tamiyo.policy": "replay",
+  "tamiyo.schedule": (),
+  "tamiyo.replay": str(RECORDS / "slot1.jsonl"),
 }
 RESNET = {
   "host.name": "resnet8",
@@ -257,6 +270,29 @@ def cached_in(config: ConfigDict) -> Any:
     jax.config.update("jax_compilation_cache_dir", before)
 
 
+def served(config: ConfigDict) -> Any:
+  """Whether a run beside a GPU would run a kernel; or why it is refused.
+
+  The GPU is absent. Nobody has judged the kernel, and its folder can be
+  written by others.
+  """
+  folder = Path("kernels").absolute()
+  args = sample_kernel.KERNEL.arguments("float32", {"C": 16}, 2, 1, 1)
+  if not folder.exists():
+    made = handmade.artefact(sample_kernel.KERNEL, *args)
+    open_registry(layers=(folder,)).put(*made)
+    folder.chmod(0o777)
+  try:
+    beside = Kernels.of(config, handmade.H100)
+  except InputError as error:
+    return str(error)
+  try:
+    beside.take_up({})
+    return dispatch.serves(sample_kernel.KERNEL, *args)
+  finally:
+    beside.close()
+
+
 def parts(config: ConfigDict) -> assembly.Parts:
   return assembly.assemble(config, assembly.load_data(config))
 
@@ -370,6 +406,11 @@ CROP = {"data.augment": ("crop",)}
 CUTOUT = {"data.augment": ("cutout",)}
 SGD = {"optimizer.name": "sgd"}
 WSD = {"optimizer.schedule": "wsd", "train.epochs": 2}
+URZA = {
+  "urza.dir": "kernels",
+  "urza.trusted": ("kernels",),
+  "urza.require": "nothing",
+}
 
 CASES: dict[str, Case] = {
   "seed": Case(1, figures),
@@ -453,6 +494,15 @@ CASES: dict[str, Case] = {
   "tamiyo.probability": Case(0.0, germinations, RANDOM),
   "tamiyo.schedule": Case(((2, "slot1", "dense"),), germinations, GROW),
   "tamiyo.probe_examples": Case(32, reasons, PLATEAU),
+  "tamiyo.replay": Case(str(RECORDS / "slot2.jsonl"), germinations, REPLAY),
+  # Seed 1 draws a later epoch; seeds 0 and 2 draw different slots.
+  "tamiyo.replay_permute": Case(
+    "times", germinations, {**REPLAY, "tamiyo.replay_seed": 1}
+  ),
+  "tamiyo.replay_seed": Case(
+    2, germinations, {**REPLAY, "tamiyo.replay_permute": "slots"}
+  ),
+  "tamiyo.replay_final": Case(True, germinations, REPLAY),
   "tezzeret.lead_epochs": Case(1, germinations, GROW),
   "tezzeret.guesses": Case(0, lambda config: parts(config).growth.guesses),
   "tezzeret.guess_seconds": Case(1.0, assembly.compile_limits),
@@ -481,6 +531,9 @@ CASES: dict[str, Case] = {
   # Programs that are done at once are told of at once, and synced together.
   "oona.fsync": Case(True, syncs, {"tezzeret.threads": 0}),
   "urza.modules": Case((), branches),  # see below
+  "urza.dir": Case("", served, URZA),
+  "urza.trusted": Case((), served, URZA),
+  "urza.require": Case("validated", served, URZA),
 }
 # Shown by tests of their own.
 APART = ("tamiyo.policy_path", "urza.modules")
@@ -500,6 +553,8 @@ def test_every_knob_has_a_case():
 def test_knob_changes_what_happens(key, tmp_path, monkeypatch):
   case = CASES[key]
   monkeypatch.chdir(tmp_path)  # relative folders of the cases are nowhere
+  monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "share"))
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   before, after = (
     build(changes)
     for changes in (case.context, {**case.context, key: case.value})

@@ -676,7 +676,66 @@ def test_the_walks_see_every_move_and_every_reason():
   assert {m for m in moves if m[0] != m[1]} >= allowed | back
   seen = functools.reduce(int.__or__, (int(b["reason"]) for _, b in steps))
   # the gates' reasons have their own exhaustive test
-  given = Reason.NOT_COMPILED  # by the caller of `cancel`; others stand for it
-  own = [r for r in Reason if r >= Reason.RESTING and r != given]
+  # By the caller of `cancel`, for which others stand; and by `impose`.
+  given = (Reason.NOT_COMPILED, Reason.REPLAYED)
+  own = [r for r in Reason if r >= Reason.RESTING and r not in given]
   assert not {int(r) for r in own if not seen & r}
   assert max(b["fossils"] for _, b in steps) > 1
+
+
+@pytest.mark.parametrize("barred", [False, True])
+def test_a_record_is_imposed_on_every_stage(barred):
+  """Every move from every stage; eager == jit == vmap."""
+  moves = (
+    Stage.DORMANT,
+    Stage.GERMINATED,
+    Stage.BLENDING,
+    Stage.HOLDING,
+    Stage.FOSSILIZED,
+    Stage.CULLED,
+  )
+  cases = list(itertools.product(Stage, moves))
+  stages, asked = (_i32(part) for part in zip(*cases, strict=True))
+  n = len(cases)
+  slots = _states(n, stage=list(stages))
+  slots = slots.replace(quarantined=jnp.full(n, barred))
+  args = slots, asked, _i32([1] * n), _i32([9] * n)
+  new, refused = lifecycle.impose(*args, RULES)
+  _strong((new, refused))
+  jitted = jax.jit(lifecycle.impose, static_argnames="rules")
+  again = jitted(*args, rules=RULES)
+  jax.tree.map(np.testing.assert_array_equal, (new, refused), again)
+  two = jax.tree.map(lambda x: jnp.stack([x, x]), args)
+  both = jax.vmap(lambda *a: lifecycle.impose(*a, RULES))(*two)
+  jax.tree.map(
+    lambda x, y: np.testing.assert_array_equal(x[1], y), both, (new, refused)
+  )
+  sown = 0
+  for r, (was, move) in enumerate(cases):
+    why = Reason(int(refused[r]))
+    row = {k: np.asarray(v)[r] for k, v in vars(new).items() if v.ndim}
+    old = {k: np.asarray(v)[r] for k, v in vars(slots).items() if v.ndim}
+    if move is Stage.GERMINATED:
+      fine = was in (Stage.DORMANT, Stage.FOSSILIZED, Stage.EMBARGOED)
+      want = Reason(0) if fine else Reason.WRONG_STAGE
+      want |= Reason.QUARANTINED if barred else Reason(0)
+    else:
+      fine = was in PLANTED or move is Stage.DORMANT
+      want = Reason(0) if fine else Reason.WRONG_STAGE
+    assert why == want, (was, move)
+    if want:
+      assert row == {**old, "reason": int(want)}
+      continue
+    expected = dict(old)
+    if move is not Stage.DORMANT:
+      alpha = {Stage.BLENDING: 0.5, Stage.HOLDING: 1, Stage.FOSSILIZED: 1}
+      expected |= {"stage": move, "age": 0, "alpha": alpha.get(move, 0)}
+      expected |= {"reason": int(Reason.REPLAYED) * (move is Stage.CULLED)}
+    if move in (Stage.GERMINATED, Stage.CULLED):
+      expected |= {"due": 9}
+    if move is Stage.GERMINATED:
+      expected |= {"life": 0, "blueprint": 1}
+      sown += 1
+    expected["fossils"] += move is Stage.FOSSILIZED
+    assert row == expected, (was, move)
+  assert int(new.growths) == int(slots.growths) + sown

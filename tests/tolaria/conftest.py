@@ -75,11 +75,13 @@ def small_config(**changes):
 class Watched:
   """A trainer, and what it told."""
 
-  def __init__(self, path, callbacks=(), display=None, **changes):
+  def __init__(self, path, callbacks=(), display=None, kernels=None, **changes):
     self.path = path
     self.events = []
     config = small_config(**changes)
-    self.trainer = Trainer(config, path, display=display, callbacks=callbacks)
+    self.trainer = Trainer(
+      config, path, display=display, callbacks=callbacks, kernels=kernels
+    )
     self.trainer.bus.subscribe(self.events.append)
 
   def train(self):
@@ -96,19 +98,29 @@ class Watched:
     return arrays.flatten(self.trainer.run.arrays())
 
 
+def _watch(folder):
+  numbers = iter(range(100))
+
+  def make(**options):
+    name = options.pop("name", f"run{next(numbers)}")
+    return Watched(folder / name, **options)
+
+  return make
+
+
 @pytest.fixture
 def watch(tmp_path):
   """Makes trainers that are watched: watch(name=..., **{"train.epochs": 3}).
 
   Without a name each has a directory of its own.
   """
-  numbers = iter(range(100))
+  return _watch(tmp_path)
 
-  def make(**options):
-    name = options.pop("name", f"run{next(numbers)}")
-    return Watched(tmp_path / name, **options)
 
-  return make
+@pytest.fixture(scope="module")
+def watch_shared(tmp_path_factory):
+  """As `watch`, for what several tests of a file look at."""
+  return _watch(tmp_path_factory.mktemp("shared"))
 
 
 @pytest.fixture

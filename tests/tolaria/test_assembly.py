@@ -8,7 +8,7 @@ import pytest
 
 from esper_jax.data.datasets import Dataset
 from esper_jax.kasmina import blueprints
-from esper_jax.tolaria import assembly
+from esper_jax.tolaria import assembly, overview
 from esper_jax.types import InputError
 
 
@@ -102,7 +102,7 @@ def test_a_blueprint_may_fit_some_slots_only(assemble, make_config, choosy):
   growth = assemble(**changes).growth
   assert growth.fits[:, 0].tolist() == [False, True, False]
   assert growth.cost[:, 0].tolist() == [0, 16, 0]
-  table = assembly.slot_table(make_config(**changes))
+  table = overview.slot_table(make_config(**changes))
   assert [row["name"] for row in table] == ["slot1_1", "slot2_1", "slot3_1"]
   assert [row["shape"][-1] for row in table] == [8, 16, 32]
   assert [row["kind"] for row in table] == ["nhwc"] * 3

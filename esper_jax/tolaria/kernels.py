@@ -1,0 +1,107 @@
+"""Urza's kernels in a run: taken up at its start, told of at its boundaries."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from esper_jax.tolaria.run import Run
+from esper_jax.urza import dispatch
+from esper_jax.urza.artefact import Damaged
+from esper_jax.urza.device import Device
+from esper_jax.urza.dispatch import Dispatcher, Fallback
+from esper_jax.urza.probe import make_probe
+from esper_jax.urza.registry import Registry, open_registry
+
+ALL = "all"  # in place of a kernel's name
+
+
+class Kernels:
+  """The stored kernels that a run may use; on a CPU there are none."""
+
+  def __init__(
+    self,
+    device: Device | None,
+    open: Callable[[], Registry] = open_registry,
+    *,
+    require: str = "validated",
+  ):
+    """Opens the registry; where it cannot be read, references run.
+
+    Args:
+      device: what the kernels run on; None is the CPU, where references do,
+        and nothing is opened.
+      open: opens it.
+      require: see `Dispatcher`.
+
+    Raises:
+      InputError: others could write to the registry's folder, and it is not
+        trusted; or it is a folder that the user names and cannot be made.
+    """
+    self._device = device
+    self._require = require
+    self._registry: Registry | None = None
+    self._dispatcher: Dispatcher | None = None
+    self._untold: list[Fallback] = []
+    if device is not None:
+      try:
+        self._registry = open()
+      except (OSError, Damaged) as error:
+        why = f"the registry cannot be read: {error}"
+        self._untold.append(Fallback(ALL, "", why))
+
+  @classmethod
+  def of(cls, config: ConfigDict, device: Device | None = None) -> "Kernels":
+    """What a config says.
+
+    Args:
+      config: validated.
+      device: None means the first that JAX sees.
+
+    Raises:
+      InputError: see the constructor.
+    """
+    u = config.urza
+    return cls(
+      device or Device.of(jax.devices()[0]),
+      lambda: open_registry(u.dir, trusted=u.trusted),
+      require=u.require,
+    )
+
+  def take_up(self, chosen: Mapping[str, str]) -> None:
+    """Lets the programs that are traced from now on use the kernels.
+
+    Args:
+      chosen: of a run before it was interrupted, which is chosen again.
+    """
+    if self._device is None or self._registry is None:
+      return
+    self._dispatcher = Dispatcher(
+      self._registry,
+      self._device,
+      require=self._require,
+      probe=make_probe(self._registry),
+      prefer=chosen,
+    )
+    dispatch.install(self._dispatcher)
+
+  def report(self, run: Run, publish: Callable[..., Any]) -> None:
+    """Publishes what fell back since the last call; notes what was chosen.
+
+    Args:
+      run: its `kernels` are changed.
+      publish: takes the event's type, `kernel` and `reason`.
+    """
+    fallbacks, self._untold = self._untold, []
+    if self._dispatcher is not None:
+      run.kernels = self._dispatcher.choices
+      fallbacks += self._dispatcher.fallbacks()
+    for fallback in fallbacks:
+      publish("kernel_fallback", kernel=fallback.kernel, reason=fallback.reason)
+
+  def close(self) -> None:
+    """Leaves the process as it was before `take_up`; idempotent."""
+    if dispatch.installed() is self._dispatcher:
+      dispatch.install(None)
+    self._dispatcher = None
