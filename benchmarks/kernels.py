@@ -31,6 +31,7 @@ from benchmarks._kernel_steps import ratio_of, resnet18, text_of, time_steps
 from esper_jax.urza import (
   launching,
   measurement,
+  orders,
   probe,
   timing,
   validation,
@@ -174,7 +175,7 @@ def _row(artefact: Artefact, batch: int) -> dict[str, Any]:
   shape = workload.shape_of_call(kernel, dtype, constants, sizes)
   cost = kernel.cost(*kernel.arguments(dtype, constants, *shape))
   return {
-    "name": validation.name_of(artefact),
+    "name": orders.name_of(artefact.spec),
     "kernel": kernel.name,
     "dtype": dtype,
     "constants": constants,

@@ -30,6 +30,7 @@ from esper_jax.urza.dispatch import runs_on
 from esper_jax.urza.interpret import Request
 from esper_jax.urza.judging import Judge, parts_of
 from esper_jax.urza.launching import Loaded
+from esper_jax.urza.orders import name_of
 from esper_jax.urza.registry import Registry, open_registry
 
 NO_GPU = (
@@ -81,15 +82,7 @@ def select(registry: Registry, kernels: Sequence[str] = ()) -> list[Artefact]:
       continue
     if not kernels or kernel.name in kernels:
       found.append(artefact)
-  return sorted(found, key=name_of)
-
-
-def name_of(artefact: Artefact) -> str:
-  """For people: kernel, dtype, constants, target and tiles."""
-  spec = artefact.spec
-  parts = [f"{name}={value}" for name, value in (*spec.constants, *spec.tiles)]
-  dtype = launching.dtype_of(artefact)
-  return f"{spec.kernel} {dtype} sm_{spec.target} {' '.join(parts)}"
+  return sorted(found, key=lambda artefact: name_of(artefact.spec))
 
 
 def interpret_all(
@@ -129,7 +122,7 @@ def interpret_all(
       done += 1
       if not ok:
         worst = max(case["error"] for case in cases)
-        wrong.append((name_of(artefact), f"an error of {worst:.2e}"))
+        wrong.append((name_of(artefact.spec), f"an error of {worst:.2e}"))
   return Report("interpret", done, tuple(wrong))
 
 
@@ -172,9 +165,9 @@ def aot_all(
       aot.compile_for(target, kernel, loaded, args)
     except (aot.CannotCompile, launching.NotLaunched) as error:
       reason = str(error)
-      wrong.append((name_of(artefact), reason))
+      wrong.append((name_of(artefact.spec), reason))
     except (KeyError, Damaged) as error:
-      wrong.append((name_of(artefact), f"it cannot be read: {error}"))
+      wrong.append((name_of(artefact.spec), f"it cannot be read: {error}"))
       continue
     record = {"kind": "xla_aot", "target": kind, "ok": not reason}
     witness.add(
@@ -212,7 +205,7 @@ def gpu_all(
   }
   done, wrong = 0, []
   for artefact in artefacts:
-    name, key = name_of(artefact), artefact.key
+    name, key = name_of(artefact.spec), artefact.key
     if not runs_on(artefact.spec.target, device):
       continue
     if _has(registry, key, "gpu", **triple) and not again:

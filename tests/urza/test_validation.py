@@ -11,6 +11,7 @@ from esper_jax.urza import (
   compile,
   evidence,
   launching,
+  orders,
   validation,
   wire,
 )
@@ -98,9 +99,9 @@ def test_what_this_code_cannot_judge_is_left_out(registry):
 def test_a_name_says_what_it_is():
   args = KERNEL.arguments("bfloat16", KERNEL.shipped[0], 1, 1, 1)
   artefact, _ = handmade.artefact(KERNEL, *args, target=80)
-  name = validation.name_of(artefact)
-  assert name.startswith("blend_backward bfloat16 sm_80 LANES=16 ")
-  assert "num_warps=" in name
+  name = orders.name_of(artefact.spec)
+  assert name.startswith("blend_backward bfloat16 LANES=16 ")
+  assert "num_warps=" in name and name.endswith(" sm_80")
 
 
 # --- the interpreter -------------------------------------------------------
@@ -130,7 +131,7 @@ def test_a_kernel_that_computes_something_else_is_rejected(
   artefact = put(registry, wrong_kernel.KERNEL, args)
   report = validation.interpret_all(registry, [artefact])
   ((name, reason),) = report.wrong
-  assert name == validation.name_of(artefact)
+  assert name == orders.name_of(artefact.spec)
   assert reason.startswith("an error of ")
   (record,) = records(registry, artefact)
   assert record["ok"] is False
@@ -171,7 +172,7 @@ def test_xla_compiles_kernels_for_an_absent_h100(registry, tmp_path):
   report = validation.aot_all(registry, [made.artefact, broken], file)
   assert report.done == 2
   ((name, reason),) = report.wrong
-  assert name == validation.name_of(broken) and reason
+  assert name == orders.name_of(broken.spec) and reason
   good, bad = (records(registry, a)[0] for a in (made.artefact, broken))
   assert (good["ok"], bad["ok"]) == (True, False)
   assert good["target"] == "NVIDIA H100 80GB HBM3" and good["by"]["jaxlib"]
@@ -239,7 +240,7 @@ def test_what_is_slow_or_wrong_is_rejected(registry, changes, reason):
   found = records(registry, artefact)
   assert evidence.status(found, H100.kind) is Status.REJECTED
   ((name, text),) = report.wrong
-  assert name == validation.name_of(artefact) and text.startswith(reason)
+  assert name == orders.name_of(artefact.spec) and text.startswith(reason)
 
 
 def test_what_fails_its_probe_is_not_measured(registry):
@@ -247,7 +248,7 @@ def test_what_fails_its_probe_is_not_measured(registry):
   failed = Verdict(False, "off by 2")
   report = judge_all(registry, [artefact], None, verdict=failed)
   assert report.done == 0
-  assert report.wrong == ((validation.name_of(artefact), "off by 2"),)
+  assert report.wrong == ((orders.name_of(artefact.spec), "off by 2"),)
 
 
 def test_a_kernel_that_ends_its_process_is_not_used_again(registry):
