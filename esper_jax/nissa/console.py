@@ -25,6 +25,8 @@ _SHOWN = frozenset(
     "interrupted",
   )
 )
+# Parts that only VERBOSE shows.
+_DETAILS = frozenset(("urza",))
 _STAMP = ("v", "id", "seq", "time", "epoch", "step", "type", "slot", "reason")
 
 
@@ -55,7 +57,8 @@ class Console:
 
   def part(self, name: str, text: str) -> None:
     """One line: "kasmina  resnet8, 19,538 parameters, ..."."""
-    self._line(f"{name:<9}{text}")
+    if name not in _DETAILS or self._verbosity >= VERBOSE:
+      self._line(f"{name:<9}{text}")
 
   def begin(self, *, epoch: int, epochs: int, steps_per_epoch: int) -> None:
     """Notes how long the run is."""

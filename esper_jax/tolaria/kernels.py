@@ -12,9 +12,28 @@ from esper_jax.urza.artefact import Damaged
 from esper_jax.urza.device import Device
 from esper_jax.urza.dispatch import Dispatcher, Fallback
 from esper_jax.urza.probe import make_probe
-from esper_jax.urza.registry import Registry, open_registry
+from esper_jax.urza.registry import Registry, check_folder, open_registry
 
 ALL = "all"  # in place of a kernel's name
+
+
+def check(config: ConfigDict) -> None:
+  """Raises InputError where a config names a folder that no run may use."""
+  if config.urza.dir:
+    check_folder(config.urza.dir, trusted=config.urza.trusted)
+
+
+def describe(config: ConfigDict, device: Device | None = None) -> str:
+  """Says, in a few words, where kernels may run.
+
+  Args:
+    config: validated.
+    device: None means the first that JAX sees.
+  """
+  device = device or Device.of(jax.devices()[0])
+  if device is None:
+    return "no GPU: the reference code runs"
+  return f"kernels on {device.kind}: urza.require={config.urza.require}"
 
 
 class Kernels:
@@ -37,7 +56,7 @@ class Kernels:
 
     Raises:
       InputError: others could write to the registry's folder, and it is not
-        trusted; or it is a folder that the user names and cannot be made.
+        trusted.
     """
     self._device = device
     self._require = require
@@ -55,13 +74,17 @@ class Kernels:
   def of(cls, config: ConfigDict, device: Device | None = None) -> "Kernels":
     """What a config says.
 
+    Its folder is checked on every device: what would be refused beside a GPU
+    is no surprise there.
+
     Args:
       config: validated.
       device: None means the first that JAX sees.
 
     Raises:
-      InputError: see the constructor.
+      InputError: see the constructor and `check`.
     """
+    check(config)
     u = config.urza
     return cls(
       device or Device.of(jax.devices()[0]),

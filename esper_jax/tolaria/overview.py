@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from esper_jax.kasmina import blueprints, lifecycle
-from esper_jax.tolaria import assembly, replaying
+from esper_jax.tolaria import assembly, kernels, replaying
 from esper_jax.tolaria.assembly import Parts, Timetable
 from esper_jax.tolaria.display import Display
 from esper_jax.tolaria.store import Store, environment
@@ -50,6 +50,7 @@ def show(
     f" {config.optimizer.name} at {config.optimizer.learning_rate:g},"
     f" run in {store.path}",
     "device": "{device}, {cores} cores, jax {jax}".format(**environment()),
+    "urza": kernels.describe(config),
   }
   for name, text in lines.items():
     display.part(name, text)
@@ -66,7 +67,11 @@ def slot_table(config: ConfigDict) -> list[dict[str, Any]]:
   Returns:
     A record per slot: name, shape, kind, blueprints: [(name, parameters,
     FLOPs of a forward pass of one example)].
+
+  Raises:
+    InputError: the config cannot be used for a run.
   """
+  kernels.check(config)
   data = assembly.load_data(config)
   parts = assembly.assemble(config, data)
   growth = parts.growth

@@ -18,7 +18,7 @@ import re
 import stat
 import uuid
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from esper_jax.types import InputError
@@ -144,6 +144,25 @@ class Folder:
     with _refusal(self.path):
       self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
 
+  def require(self) -> None:
+    """Raises InputError unless the folder is there."""
+    if not self.path.is_dir():
+      found = "not a folder" if self.path.exists() else "no such folder"
+      raise InputError(
+        f"{found}: {self.path}; name one that is there, or make one with"
+        " `python -m esper_jax.urza build --dir=FOLDER`"
+      )
+
+  def check_owner(self) -> None:
+    """Raises InputError where others can write to it, or to a folder in it."""
+    for place in (self.path, *(self.path / part for part in PARTS)):
+      if place.is_dir():
+        trust.check_owner(
+          place,
+          contents="kernels",
+          remedy=f"name {self.path} in --config.urza.trusted",
+        )
+
   def temporaries(self) -> Iterator[Path]:
     """Files that are being written, or that a killed writer left."""
     for part in PARTS:
@@ -170,6 +189,12 @@ class Folder:
     with contextlib.suppress(FileExistsError):
       os.mkdir(folder)
       os.chmod(folder, stat.S_IMODE(self.path.stat().st_mode))
+
+
+def places(folders: Iterable[Folder]) -> str:
+  """Names those that are there, for people."""
+  there = [str(folder.path) for folder in folders if folder.path.is_dir()]
+  return ", ".join(there) or "no folder"
 
 
 def _packed(data: bytes) -> bytes:

@@ -17,14 +17,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper_jax.types import InputError
-from esper_jax.urza import evidence, kept, trust
+from esper_jax.urza import evidence, kept
 from esper_jax.urza.artefact import FILES, Artefact, Damaged, to_document
 from esper_jax.urza.evidence import Status
 from esper_jax.urza.folder import (
   ARTEFACTS,
   EVIDENCE,
   KEPT,
-  PARTS,
   Folder,
   shard_of,
 )
@@ -78,6 +77,7 @@ def open_registry(
   *,
   trusted: Sequence[str] = (),
   layers: Sequence[Path] | None = None,
+  make: bool = True,
 ) -> "Registry":
   """Opens the layers, making those of the user that are not there yet.
 
@@ -85,10 +85,11 @@ def open_registry(
     dir: another layer, and the one to write to; "" writes to the user's.
     trusted: layers that may be used although others can write to them.
     layers: instead of the search path; the last one is written to.
+    make: False makes nothing, and what is named must be there.
 
   Raises:
-    InputError: a layer can be written by others and is not trusted, or cannot
-      be made. A user's layer that cannot be made is left out.
+    InputError: a layer can be written by others and is not trusted, cannot be
+      made, or is missing. A user's layer that cannot be made is left out.
   """
   if layers is None:
     named = [_absolute(dir)] if dir else []
@@ -96,22 +97,24 @@ def open_registry(
     optional = {user_folder()} - {*named}
   else:
     paths, optional = [_absolute(path) for path in layers], set()
-  accepted = {_absolute(path).resolve() for path in trusted}
+  accepted = _resolved(trusted)
   folders = []
   # A layer that is named twice stands where it was named last.
   for path in reversed(dict.fromkeys(reversed(paths))):
     # Who can write the package's folder can change the program as well.
     guarded = path != PACKAGE and path.resolve() not in accepted
     folder = Folder(path, guarded=guarded)
-    if path != PACKAGE:
+    if path != PACKAGE and make:
       try:
         folder.make()
       except InputError:
         if path in optional:
           continue
         raise
+    elif path != PACKAGE and path not in optional:
+      folder.require()
     if guarded:
-      _check_owner(path)
+      folder.check_owner()
     folders.append(folder)
   last = folders[-1] if folders else None
   return Registry(folders, last if last and last.path == paths[-1] else None)
@@ -121,14 +124,21 @@ def _absolute(path: str | Path) -> Path:
   return Path(path).expanduser().absolute()
 
 
-def _check_owner(path: Path) -> None:
-  for place in (path, *(path / part for part in PARTS)):
-    if place.is_dir():
-      trust.check_owner(
-        place,
-        contents="kernels",
-        remedy=f"name {path} in --config.urza.trusted",
-      )
+def check_folder(dir: str, *, trusted: Sequence[str] = ()) -> None:
+  """Checks a folder that the user names, without opening it.
+
+  Raises:
+    InputError: it is not there, or others can write to it and it is not among
+      the trusted ones.
+  """
+  folder = Folder(_absolute(dir))
+  folder.require()
+  if folder.path.resolve() not in _resolved(trusted):
+    folder.check_owner()
+
+
+def _resolved(trusted: Sequence[str]) -> set[Path]:
+  return {_absolute(path).resolve() for path in trusted}
 
 
 class Registry:

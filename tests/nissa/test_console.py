@@ -109,6 +109,16 @@ def test_where_nobody_reads_any_more_the_run_goes_on_unseen():
   assert stream.writes == 1
 
 
+def test_where_kernels_run_is_a_detail():
+  for verbosity, text in (
+    (NORMAL, ""),
+    (VERBOSE, "urza     no GPU: the reference code runs\n"),
+  ):
+    shown, stream = made(verbosity)
+    shown.part("urza", "no GPU: the reference code runs")
+    assert stream.getvalue() == text
+
+
 def test_standard_output_is_the_default(capsys):
   Console().part("data", "digits")
   assert capsys.readouterr().out == "data     digits\n"

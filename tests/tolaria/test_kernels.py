@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import pytest
 
 from esper_jax.oona import jsonl
-from esper_jax.tolaria.kernels import Kernels
+from esper_jax.tolaria import overview
+from esper_jax.tolaria.kernels import Kernels, describe
 from esper_jax.types import InputError
 from esper_jax.urza import dispatch
 from esper_jax.urza.kernels import blend_forward, layer_norm_backward
@@ -76,13 +77,36 @@ def plain(watch_shared):
 
 
 def test_nothing_is_opened_on_a_cpu(make_config, tmp_path):
-  config = make_config(**{"urza.dir": str(tmp_path / "new")})
-  kernels = Kernels.of(config)
+  kernels = Kernels.of(make_config())
   kernels.take_up({})
   assert dispatch.installed() is None
   kernels.close()
-  assert not (tmp_path / "new").exists()
   assert not (tmp_path / "share").exists()
+
+
+def test_the_start_says_where_kernels_may_run(make_config):
+  config = make_config()
+  assert describe(config) == "no GPU: the reference code runs"
+  assert describe(config, H100) == f"kernels on {H100.kind}: " + (
+    "urza.require=validated"
+  )
+
+
+@pytest.mark.parametrize("device", [None, H100], ids=["cpu", "gpu"])
+@pytest.mark.parametrize("made", ["nothing", "a file"])
+def test_a_folder_that_is_none_is_refused_on_every_device(
+  make_config, tmp_path, made, device
+):
+  path = tmp_path / "new"
+  if made == "a file":
+    path.write_text("")
+  config = make_config(**{"urza.dir": str(path)})
+  what = {"nothing": "no such folder", "a file": "not a folder"}[made]
+  with pytest.raises(InputError, match=f"{what}: {path}; .* build --dir="):
+    Kernels.of(config, device)
+  with pytest.raises(InputError, match=what):  # --dry_run
+    overview.slot_table(config)
+  assert path.is_file() == (made == "a file") and not path.is_dir()
 
 
 def test_a_run_uses_the_kernels_and_notes_which(
@@ -121,6 +145,7 @@ def test_what_was_chosen_is_chosen_again(watch, make_config, folder):
   assert told(again) == []  # it was told before
 
   shutil.rmtree(folder)
+  folder.mkdir()
   gone = watch(name="b", **options(make_config, folder))
   gone.train()
   reasons = {reason for _, reason in told(gone)}
@@ -164,9 +189,9 @@ def test_a_folder_of_others_is_refused_before_the_run(make_config, tmp_path):
   shared.chmod(0o777)
   assert shared.stat().st_mode & stat.S_IWOTH
   config = make_config(**{"urza.dir": str(shared)})
-  with pytest.raises(InputError, match="urza.trusted"):
-    Kernels.of(config, H100)
-  Kernels.of(config)  # the CPU runs nothing that is in it
+  for device in (None, H100):
+    with pytest.raises(InputError, match="urza.trusted"):
+      Kernels.of(config, device)
   trusted = make_config(
     **{"urza.dir": str(shared), "urza.trusted": (str(shared),)}
   )

@@ -234,6 +234,23 @@ def test_a_home_that_cannot_be_written_is_done_without(home, tmp_path):
     open_registry(str(home / ".local" / "x"))
 
 
+def test_reading_makes_no_folder(home, tmp_path):
+  registry = open_registry(make=False)
+  assert registry.keys()  # the package's
+  assert not (home / ".local").exists()
+  registry.put(*making.artefact())  # which makes it where it is needed
+  assert (home / ".local/share/esper_jax/urza/artefacts").is_dir()
+  (tmp_path / "file").write_text("")
+  for name, what in (("none", "no such folder"), ("file", "not a folder")):
+    path = tmp_path / name
+    with pytest.raises(InputError, match=f"{what}: {path}; .* build --dir="):
+      open_registry(str(path), make=False)
+    with pytest.raises(InputError, match=what):
+      open_registry(layers=[path], make=False)
+  assert not (tmp_path / "none").exists()
+  assert open_registry(str(tmp_path), make=False).writable.path == tmp_path
+
+
 def test_documents_are_kept_under_their_names(tmp_path):
   registry = making.registry(tmp_path)
   cost = {"shape": [32, 32, 64], "parameters": 1024, "flops": 2**21}
