@@ -18,7 +18,7 @@ from typing import Any
 import jaxlib
 
 from esper_jax.types import InputError
-from esper_jax.urza import assembler, evidence, upkeep
+from esper_jax.urza import evidence, upkeep
 from esper_jax.urza.artefact import Damaged
 from esper_jax.urza.comparison import differences
 from esper_jax.urza.compile import (
@@ -29,7 +29,7 @@ from esper_jax.urza.compile import (
   spec_of,
   triton_version,
 )
-from esper_jax.urza.folder import ARTEFACTS, EVIDENCE, shard_of
+from esper_jax.urza.folder import ARTEFACTS, EVIDENCE, places, shard_of
 from esper_jax.urza.kernel import TYPES, Kernel, Unsuitable, handle_of
 from esper_jax.urza.kernels.catalogue import KERNELS
 from esper_jax.urza.orders import (
@@ -37,11 +37,13 @@ from esper_jax.urza.orders import (
   TARGETS,
   Report,
   Request,
+  chosen,
   each,
   has_facts,
   name_of,
   reason_of,
   requests,
+  targets_of,
 )
 from esper_jax.urza.registry import Registry, open_registry
 
@@ -246,35 +248,27 @@ def main(args: argparse.Namespace) -> int:
   Raises:
     InputError: an argument names nothing that there is, or Triton is missing.
   """
-  kernels = _chosen(args.kernel or [*KERNELS], KERNELS, "kernel")
-  targets = _chosen(
-    args.targets.split(","), {str(t): t for t in assembler.TARGETS}, "target"
-  )
-  dtypes = _chosen(args.dtypes.split(","), {d: d for d in TYPES}, "dtype")
+  kernels = chosen(args.kernel or [*KERNELS], KERNELS, "kernel")
+  targets = targets_of(args.targets.split(","))
+  dtypes = chosen(args.dtypes.split(","), {d: d for d in TYPES}, "dtype")
   triton_version()
   alone = [Path(args.dir)] if args.dir else None
-  registry = open_registry(trusted=args.trusted, layers=alone)
+  registry = open_registry(
+    trusted=args.trusted, layers=alone, make=not args.check
+  )
   if args.check:
     found = differences(
       registry, kernels, targets, dtypes, strangers=not args.kernel
     )
-    print(f"{len(found)} differences" if found else "all as a build makes it")
+    fine = f"{len(found)} differences" if found else "all as a build makes it"
+    print(f"{fine}; looked at {places(registry.folders)}")
   else:
     if args.prune:
       prune(registry, kernels)
     found = build(registry, kernels, targets, dtypes)
-    print(f"{len(found)} failed" if found else "all built")
+    fine = f"{len(found)} failed" if found else "all built"
+    place = registry.writable.path if registry.writable else "nowhere"
+    print(f"{fine}; written to {place}")
   for line in found:
     print(f"  {line}")
   return FAILED if found else OK
-
-
-def _chosen(
-  names: Iterable[str], known: Mapping[str, Any], what: str
-) -> list[Any]:
-  """Looks names up; InputError lists those that there are."""
-  names = [name.strip() for name in names]
-  for name in names:
-    if name not in known:
-      raise InputError(f"unknown {what} {name!r}; there are {', '.join(known)}")
-  return [known[name] for name in dict.fromkeys(names)]

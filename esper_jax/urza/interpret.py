@@ -18,8 +18,10 @@ import importlib.util
 import inspect
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -30,14 +32,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from esper_jax.urza import numerics
+from esper_jax.urza.buffers import Buffer
 from esper_jax.urza.kernel import Kernel
-from esper_jax.urza.samples import distance, samples
+from esper_jax.urza.samples import FAR, samples
 
 SHAPES = ((1, 1, 1), (2, 5, 7))
 """(batch, height, width): a single row, and rows that fill no block."""
 
+_MAX_REASON = 300  # characters
 _LAUNCH = ("num_warps", "num_stages")
+_READY = "urza-ready"  # Triton works; what comes now is the kernels' doing
 _MARK = "urza-cases "
+# These end a process from outside; a kernel does not send them.
+_STOPS = (signal.SIGHUP, signal.SIGINT, signal.SIGKILL, signal.SIGTERM)
 # To compile a reference that runs once takes far longer than to run it.
 _QUICK = {
   "xla_backend_optimization_level": 0,
@@ -47,6 +55,12 @@ _QUICK = {
 
 class InterpreterFailed(Exception):
   """The process of the interpreter gave no answer; the text says why."""
+
+
+class Fault(str):
+  """Why a kernel does not run in the interpreter."""
+
+  __slots__ = ()
 
 
 class Request(NamedTuple):
@@ -78,12 +92,14 @@ class Case(NamedTuple):
     error: as `samples.distance`, of what `kernel.finish` returns against
       the reference in float32 on the same, rounded inputs.
     tolerance: the kernel's.
+    wrong: which result is, where and how; empty where none is.
   """
 
   dtype: str
   shapes: tuple[tuple[int, ...], ...]
   error: float
   tolerance: float
+  wrong: str = ""
 
   @property
   def ok(self) -> bool:
@@ -109,9 +125,26 @@ def compare(
 def compare_many(
   requests: Iterable[Request], *, timeout: float = 300.0
 ) -> list[list[Case]]:
+  """As `compare_each`, and a kernel that does not run is an error.
+
+  Raises:
+    InterpreterFailed: Triton is missing, a kernel raised, or time is over.
+  """
+  found = []
+  for answer in compare_each(requests, timeout=timeout):
+    if isinstance(answer, Fault):
+      raise InterpreterFailed(answer)
+    found.append(answer)
+  return found
+
+
+def compare_each(
+  requests: Iterable[Request], *, timeout: float = 300.0
+) -> list[list[Case] | Fault]:
   """Compares kernels with their references, in one new process.
 
-  A case is drawn with its own place in `shapes` as the seed.
+  A case is drawn with its own place in `shapes` as the seed. After a kernel
+  that ends the process another one goes on with the next.
 
   Args:
     requests: what to compare. A kernel's record must be a global of the module
@@ -120,45 +153,73 @@ def compare_many(
       grid about a thousandth.
 
   Returns:
-    The cases of each request, in order.
+    The cases of each request, or why it has none, in order.
 
   Raises:
-    InterpreterFailed: Triton is missing, a kernel raised, or time is over.
+    InterpreterFailed: Triton is missing, or time is over.
   """
   questions = [_question(request) for request in requests]
-  if not questions:
-    return []
+  answers: list[list[Case] | Fault] = []
+  end = time.monotonic() + timeout
+  while len(answers) < len(questions):
+    try:
+      answers += _ask(questions[len(answers) :], end - time.monotonic())
+    except subprocess.TimeoutExpired:
+      raise InterpreterFailed(
+        f"Triton's interpreter took more than {timeout:g} s"
+      ) from None
+  return answers
+
+
+def _ask(
+  questions: Sequence[Mapping[str, Any]], timeout: float
+) -> list[list[Case] | Fault]:
+  """Answers at least the first of some questions, in one process."""
   paths = [entry for entry in sys.path if entry]
   environment = os.environ | {
     "TRITON_INTERPRET": "1",
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": os.pathsep.join(paths),
   }
-  try:
-    done = subprocess.run(
-      [sys.executable, "-m", "esper_jax.urza.interpret"],
-      input=json.dumps(questions),
-      env=environment,
-      capture_output=True,
-      text=True,
-      timeout=timeout,
-    )
-  except subprocess.TimeoutExpired:
-    raise InterpreterFailed(
-      f"Triton's interpreter took more than {timeout:g} s"
-    ) from None
-  lines = [x for x in done.stdout.splitlines() if x.startswith(_MARK)]
-  if done.returncode or not lines:
-    ending = "\n".join(done.stderr.strip().splitlines()[-12:])
-    raise InterpreterFailed(
-      f"Triton's interpreter ended with code {done.returncode}:\n{ending}"
-    )
-  return [
-    [
-      Case(dtype, tuple(map(tuple, shapes)), error, tolerance)
-      for dtype, shapes, error, tolerance in cases
+  done = subprocess.run(
+    [sys.executable, "-m", "esper_jax.urza.interpret"],
+    input=json.dumps(questions),
+    env=environment,
+    capture_output=True,
+    text=True,
+    errors="replace",
+    timeout=timeout,
+  )
+  lines = done.stdout.splitlines()
+  answers = [
+    _read(json.loads(line.removeprefix(_MARK)))
+    for line in lines
+    if line.startswith(_MARK)
+  ]
+  code = done.returncode
+  if len(answers) == len(questions):
+    return answers
+  if code < 0 and -code not in _STOPS and _READY in lines:
+    return [
+      *answers,
+      Fault(
+        f"the interpreter crashed (signal {-code}) on this kernel: are its"
+        " parameters inputs, outputs, i32, constants, in this order?"
+      ),
     ]
-    for cases in json.loads(lines[-1].removeprefix(_MARK))
+  ending = "\n".join(done.stderr.strip().splitlines()[-12:])
+  raise InterpreterFailed(
+    f"Triton's interpreter ended with code {code}"
+    + (f":\n{ending}" if ending else " and said nothing")
+  )
+
+
+def _read(answer: Any) -> list[Case] | Fault:
+  if isinstance(answer, str):
+    return Fault(answer)
+  return [
+    Case(dtype, tuple(map(tuple, shapes)), error, tolerance, wrong)
+    for dtype, shapes, error, tolerance, wrong in answer
   ]
 
 
@@ -197,48 +258,11 @@ def interpret(
   tiles = kernel.tiles(form)[0] if tiles is None else tiles
   plan = kernel.plan(arguments, tiles)
   outputs = [np.full(o.shape, np.nan, o.dtype) for o in plan.outputs]
-  buffers = [_Buffer(array) for array in (*arguments, *outputs)]
+  buffers = [Buffer(array) for array in (*arguments, *outputs)]
   constants = dict(form.constants)
   constants |= {k: v for k, v in tiles.items() if k not in _LAUNCH}
   kernel.source.activate()[plan.grid](*buffers, *plan.scalars, **constants)
   return kernel.finish(tuple(map(jnp.asarray, outputs)), arguments)
-
-
-class _Buffer:
-  """A numpy array with what Triton's interpreter asks of a torch tensor."""
-
-  def __init__(self, array: np.ndarray):
-    self.array = np.ascontiguousarray(array) if array.ndim else array
-    if not np.shares_memory(self.array, array):
-      raise ValueError("an output must be contiguous")
-    self.dtype = str(array.dtype)
-
-  def data_ptr(self) -> int:
-    return self.array.ctypes.data
-
-  def untyped_storage(self) -> "_Buffer":
-    return self
-
-  def cpu(self) -> "_Buffer":
-    return self
-
-  def new_empty(self, *_: Any, **__: Any) -> "_Buffer":
-    return _Buffer(self.array)
-
-  def storage_offset(self) -> int:
-    return 0
-
-  def size(self) -> tuple[int, ...]:
-    return self.array.shape
-
-  def stride(self) -> tuple[int, ...]:
-    return ()
-
-  def set_(self, storage: "_Buffer", *_: Any) -> None:
-    self.array = storage.array
-
-  def copy_(self, _: "_Buffer") -> None:
-    """The kernel wrote into the array itself."""
 
 
 def _mend() -> None:
@@ -268,9 +292,21 @@ def _mend() -> None:
   interpreter.InterpreterBuilder.create_dot = create_dot
 
 
-def _answer(question: Mapping[str, Any]) -> list[Any]:
-  kernel = _find(question)
+def _answer(kernel: Kernel, question: Mapping[str, Any]) -> list[Any] | str:
+  """The cases of a question, or why there are none."""
+  try:
+    return _cases(kernel, question)
+  except MemoryError:
+    raise  # it says nothing about the kernel
+  except Exception as error:  # whatever the kernel makes of it
+    lines = [line.strip() for line in str(error).splitlines()]
+    words = " ".join(filter(None, lines))[-_MAX_REASON:]
+    return f"the interpreter raised {type(error).__name__}: {words}"
+
+
+def _cases(kernel: Kernel, question: Mapping[str, Any]) -> list[Any]:
   cases = []
+  tolerance = kernel.tolerance[question["dtype"]]
   for seed, (batch, height, width) in enumerate(question["shapes"]):
     arrays = samples(
       kernel,
@@ -285,14 +321,13 @@ def _answer(question: Mapping[str, Any]) -> list[Any]:
     got = interpret(kernel, arrays, question["tiles"])
     reference = jax.jit(kernel.reference, compiler_options=_QUICK)
     expected = reference(*map(_exact, arrays))
-    cases.append(
-      (
-        question["dtype"],
-        [array.shape for array in arrays],
-        distance(got, expected),
-        kernel.tolerance[question["dtype"]],
-      )
-    )
+    error, wrong = numerics.largest(got, expected, tolerance)
+    if wrong:
+      odd = " with NaN and infinities" if question["special"] else ""
+      wrong = f"at {batch}x{height}x{width}{odd}: {wrong}"
+      wrong += " (what is left unwritten is NaN)" if error == FAR else ""
+    shapes = [array.shape for array in arrays]
+    cases.append((question["dtype"], shapes, error, tolerance, wrong))
   return cases
 
 
@@ -332,8 +367,10 @@ def main() -> int:
   warnings.simplefilter("ignore", RuntimeWarning)
   np.seterr(all="ignore")
   _mend()
-  answers = [_answer(question) for question in json.load(sys.stdin)]
-  print(_MARK + json.dumps(answers))
+  asked = [(_find(question), question) for question in json.load(sys.stdin)]
+  print(_READY, flush=True)
+  for kernel, question in asked:  # one by one: the next may end the process
+    print(_MARK + json.dumps(_answer(kernel, question)), flush=True)
   return 0
 
 

@@ -29,6 +29,10 @@ from esper_jax.urza.launching import Loaded
 from esper_jax.urza.registry import Registry, open_registry
 
 TIMEOUT = 900.0  # seconds
+NO_OPERATION = (
+  "{} belongs to no operation, so there is no step to measure it in: add one to"
+  " OPERATIONS in esper_jax/urza/workload.py"
+)
 COMMAND = (*probe.COMMAND[:-1], "validate")
 
 
@@ -65,6 +69,9 @@ def make_judge(
   """
 
   def judge(artefact: Artefact, device: Device) -> Measured:
+    name = artefact.spec.kernel
+    if not any(name in o.kernels for o in workload.OPERATIONS.values()):
+      return Measured(None, NO_OPERATION.format(name), ran=False)
     try:
       loaded = [
         Loaded(*registry.load(key))

@@ -122,6 +122,17 @@ def compare(
     if (a.shape, a.dtype) != (e.shape, e.dtype):
       kinds = f"{a.dtype}{list(a.shape)}, not {e.dtype}{list(e.shape)}"
       return FAR, f"result {n} is {kinds}"
+  return largest(got, want, tolerance)
+
+
+def largest(
+  got: Sequence[Any], want: Sequence[Any], tolerance: float
+) -> tuple[float, str]:
+  """Compares results of the same shapes; see `compare`.
+
+  Raises:
+    ValueError: their shapes differ.
+  """
   errors = [distance([a], [b]) for a, b in zip(got, want, strict=True)]
   worst = max(errors, default=0.0)
   if worst <= tolerance:

@@ -7,11 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from esper_jax.types import InputError
+from esper_jax.urza import assembler
 from esper_jax.urza.artefact import Damaged, Spec
 from esper_jax.urza.assembler import AssemblerError
 from esper_jax.urza.compile import CompilationError
 from esper_jax.urza.kernel import TYPES, Form, Kernel
 
+# What is left to do where there is no GPU; the READMEs say it too.
+ON_A_GPU = (
+  "python -m esper_jax.urza validate &&"
+  " python -m benchmarks.kernels --json=kernels.json"
+)
 TARGETS = (75, 80, 90)  # with them the package serves Turing to Blackwell
 DTYPES = ("float32", "bfloat16")
 # Of a dtype, the least target: Turing has no bfloat16.
@@ -82,6 +88,30 @@ def each(
     yield from pool.map(function, items)
   finally:
     pool.shutdown(cancel_futures=True)
+
+
+def chosen(
+  names: Iterable[str], known: Mapping[str, _Item], what: str
+) -> list[_Item]:
+  """Looks names up, each once.
+
+  Raises:
+    InputError: one is not known; it lists those that are.
+  """
+  names = [name.strip() for name in names]
+  for name in names:
+    if name not in known:
+      there = f"there are {', '.join(known)}" if known else "there is none"
+      raise InputError(f"unknown {what} {name!r}; {there}")
+  return [known[name] for name in dict.fromkeys(names)]
+
+
+def targets_of(
+  names: Iterable[str], known: Iterable[int] = assembler.TARGETS
+) -> list[int]:
+  """Compute capabilities from names like "90" or "sm_90"; see `chosen`."""
+  bare = [name.strip().removeprefix("sm_") for name in names]
+  return chosen(bare, {str(n): n for n in known}, "target")
 
 
 def has_facts(

@@ -2,6 +2,10 @@
 
   python -m esper_jax.urza validate [--kernel K ...] [--dir DIR]
 
+With --dir it judges what that folder holds by itself, and writes the evidence
+there; without, all that there is, the package's too, and writes into the
+user's folder. So no folder has evidence about what lies in a user's other one.
+
 Without a GPU it runs kernels in Triton's interpreter and, where its wheels are
 installed, has XLA compile them for an absent GPU (`--target-config FILE`). On
 a GPU it probes and measures them too, each in a process of its own, as a
@@ -27,15 +31,18 @@ from esper_jax.urza import (
 from esper_jax.urza.artefact import Artefact, Damaged
 from esper_jax.urza.device import Device
 from esper_jax.urza.dispatch import runs_on
-from esper_jax.urza.interpret import Request
+from esper_jax.urza.folder import places
+from esper_jax.urza.interpret import Case, Fault, Request
 from esper_jax.urza.judging import Judge, parts_of
+from esper_jax.urza.kernels.catalogue import KERNELS
 from esper_jax.urza.launching import Loaded
-from esper_jax.urza.orders import name_of
+from esper_jax.urza.orders import ON_A_GPU, chosen, name_of
 from esper_jax.urza.registry import Registry, open_registry
+from esper_jax.urza.samples import FAR
 
 NO_GPU = (
-  "gpu: compiled, not run: no GPU here; run this command on a GPU machine to"
-  " finish"
+  "gpu: compiled, not run: no GPU here; to finish, on a GPU machine with"
+  f" '.[cuda12]' installed: {ON_A_GPU}"
 )
 OK, REJECTED = 0, 1  # exit codes
 _STARTING = 60.0  # seconds for the interpreter's process to start
@@ -50,16 +57,22 @@ class Report(NamedTuple):
     done: artefacts that have a new record.
     wrong: (name of the artefact, what is wrong) of each that failed.
     skipped: why nothing was, or not everything; empty where all was.
+    known: artefacts that had such a record already.
   """
 
   kind: str
   done: int
   wrong: tuple[tuple[str, str], ...] = ()
   skipped: str = ""
+  known: int = 0
 
   def text(self) -> str:
     """For people."""
     lines = [f"{self.kind}: {self.done} records, {len(self.wrong)} failures"]
+    if self.known:
+      there = f"{self.known} already there (--again makes them anew)"
+      fresh = self.done or self.wrong
+      lines = [f"{lines[0]}, {there}" if fresh else f"{self.kind}: {there}"]
     if self.skipped:
       lines = [f"{self.kind}: skipped: {self.skipped}"]
       if self.done:
@@ -96,10 +109,13 @@ def interpret_all(
     again: also those that have such a record.
   """
   groups: dict[Any, list[Artefact]] = {}
+  done = known = 0
   for artefact in artefacts:
-    if again or not _has(registry, artefact.key, "interpret"):
-      spec = artefact.spec
-      groups.setdefault((spec.handle, spec.tiles), []).append(artefact)
+    if not again and _has(registry, artefact.key, "interpret"):
+      known += 1
+      continue
+    spec = artefact.spec
+    groups.setdefault((spec.handle, spec.tiles), []).append(artefact)
   requests = [
     _request(group[0], special=special)
     for group in groups.values()
@@ -107,23 +123,45 @@ def interpret_all(
   ]
   limit = _STARTING + _INTERPRETING * len(requests)
   try:
-    answers = interpret.compare_many(requests, timeout=limit)
+    answers = interpret.compare_each(requests, timeout=limit)
   except interpret.InterpreterFailed as error:
-    return Report("interpret", 0, skipped=str(error))
-  done, wrong = 0, []
-  for group, plain, special in zip(
-    groups.values(), answers[::2], answers[1::2], strict=True
+    return Report("interpret", 0, skipped=str(error), known=known)
+  wrong = []
+  for group, asked, *found in zip(
+    groups.values(), requests[::2], answers[::2], answers[1::2], strict=True
   ):
-    cases = [case._asdict() for case in (*plain, *special)]
-    ok = all(case["error"] <= case["tolerance"] for case in cases)
-    record = {"kind": "interpret", "cases": cases, "ok": ok}
+    cases, reason = _judged(asked, found)
+    record = {
+      "kind": "interpret",
+      "cases": [case._asdict() for case in cases],
+      "ok": all(case.ok for case in cases),
+      "reason": reason,
+    }
     for artefact in group:
       witness.add(registry, artefact.key, record)
       done += 1
-      if not ok:
-        worst = max(case["error"] for case in cases)
-        wrong.append((name_of(artefact.spec), f"an error of {worst:.2e}"))
-  return Report("interpret", done, tuple(wrong))
+      if reason:
+        wrong.append((name_of(artefact.spec), reason))
+  return Report("interpret", done, tuple(wrong), known=known)
+
+
+def _judged(
+  asked: Request, found: Sequence[list[Case] | Fault]
+) -> tuple[list[Case], str]:
+  """The cases of a kernel, and what is wrong with it.
+
+  One that does not run stands as a case without a tolerable result.
+  """
+  fault = next((one for one in found if isinstance(one, Fault)), None)
+  cases = [case for one in found if not isinstance(one, Fault) for case in one]
+  if fault is not None:
+    kernel, dtype = asked.kernel, asked.dtype
+    args = kernel.arguments(dtype, asked.constants, *asked.shapes[0])
+    shapes = tuple(tuple(arg.shape) for arg in args)
+    tolerance = kernel.tolerance[dtype]
+    return [*cases, Case(dtype, shapes, FAR, tolerance, fault)], fault
+  wrong = [case for case in cases if not case.ok]
+  return cases, max(wrong, key=lambda case: case.error).wrong if wrong else ""
 
 
 def aot_all(
@@ -151,11 +189,14 @@ def aot_all(
   except aot.Unavailable as error:
     return Report("xla_aot", 0, skipped=str(error))
   device, kind = Device.of(target), target.device_kind
-  done, wrong = 0, []
+  done, there, wrong = 0, 0, []
   for artefact in artefacts:
     known = _has(registry, artefact.key, "xla_aot", target=kind)
     fits = device is not None and runs_on(artefact.spec.target, device)
-    if (known and not again) or not fits:
+    if not fits:
+      continue
+    if known and not again:
+      there += 1
       continue
     kernel, dtype, constants = parts_of(artefact)
     args = kernel.arguments(dtype, constants, 8, 16, 16)
@@ -174,7 +215,7 @@ def aot_all(
       registry, artefact.key, record | ({"reason": reason} if reason else {})
     )
     done += 1
-  return Report("xla_aot", done, tuple(wrong))
+  return Report("xla_aot", done, tuple(wrong), known=there)
 
 
 def gpu_all(
@@ -203,12 +244,13 @@ def gpu_all(
     "driver": device.driver,
     "jaxlib": device.jaxlib,
   }
-  done, wrong = 0, []
+  done, there, wrong = 0, 0, []
   for artefact in artefacts:
     name, key = name_of(artefact.spec), artefact.key
     if not runs_on(artefact.spec.target, device):
       continue
     if _has(registry, key, "gpu", **triple) and not again:
+      there += 1
       continue
     verdict = first_use(key, device)
     if not verdict.ok:
@@ -226,12 +268,17 @@ def gpu_all(
     records = registry.record(key).evidence
     if evidence.status(records, device.kind) is evidence.Status.REJECTED:
       wrong.append((name, _why(measured.figures)))
-  return Report("gpu", done, tuple(wrong))
+  return Report("gpu", done, tuple(wrong), known=there)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `validate`."""
-  parser.add_argument("--dir", default="", help="another layer")
+  parser.add_argument(
+    "--dir",
+    default="",
+    help="folder whose artefacts alone are judged, and that gets the evidence;"
+    " by default, all are, and yours gets it",
+  )
   parser.add_argument(
     "--trusted",
     action="append",
@@ -260,17 +307,26 @@ def main(args: argparse.Namespace) -> int:
     OK, or REJECTED where something failed.
 
   Raises:
-    InputError: the registry or the target cannot be read.
+    InputError: the registry or the target cannot be read, or there is no such
+      kernel.
   """
   if args.measure:
     return judging.main(args)
-  registry = open_registry(args.dir, trusted=args.trusted)
+  chosen(args.kernel, KERNELS, "kernel")
+  # A folder that is named stands by itself, as for `build`.
+  alone = [Path(args.dir)] if args.dir else None
+  registry = open_registry(
+    trusted=args.trusted, layers=alone, make=not args.dir
+  )
   artefacts = select(registry, args.kernel)
   if not artefacts:
+    own = f" --dir={args.dir}" if args.dir else ""
     raise InputError(
-      "no artefact to judge; build some: python -m esper_jax.urza build"
+      f"no artefact to judge in {places(registry.folders)}; build some:"
+      f" python -m esper_jax.urza build{own}"
     )
-  print(f"{len(artefacts)} artefacts")
+  place = registry.writable.path if registry.writable else "nowhere"
+  print(f"{len(artefacts)} artefacts; evidence goes to {place}")
   left = len(registry.keys()) - len(artefacts)
   if left and not args.kernel:
     print(f"{left} left out: damaged, or of another text of their kernel")

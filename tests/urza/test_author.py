@@ -316,8 +316,8 @@ def test_the_command_builds_into_the_folder_of_the_user(tmp_path):
   assert (code, errors) == (0, "")
   assert re.match("blend_backward bfloat16 LANES=16 sm_86: .* built", lines[0])
   assert re.match("blend_backward bfloat16 LANES=16 sm_89: .* built", lines[1])
-  assert lines[2:] == ["all built"]
   folder = tmp_path / "esper_jax" / "urza"
+  assert lines[2:] == [f"all built; written to {folder}"]
   first, second = registry_in(folder).keys()
 
   artefact, _ = registry_in(folder).load(first)
@@ -328,7 +328,11 @@ def test_the_command_builds_into_the_folder_of_the_user(tmp_path):
   assert (code, errors) == (1, "")
   assert lines[0].startswith("DIFFERENT blend_backward bfloat16 ")
   assert lines[1].endswith("fine")
-  assert lines[2] == "1 differences"
+  assert lines[2] == f"1 differences; looked at {folder}"
+  code, lines, errors = command(*words, "--check", f"--dir={tmp_path}/none")
+  assert (code, lines) == (2, [])
+  assert errors.startswith(f"error: no such folder: {tmp_path}/none; ")
+  assert errors.count("\n") == 1 and not (tmp_path / "none").exists()
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from esper_jax.urza.interpret import InterpreterFailed, Request
 from esper_jax.urza.kernel import TYPES, Cost, Form, Kernel, Plan
 from esper_jax.urza.language import jit, tl
 from esper_jax.urza.samples import FAR, distance, samples
+from tests.urza import crash_kernel
 
 pytestmark = pytest.mark.skipif(
   importlib.util.find_spec("triton") is None, reason="Triton is not installed"
@@ -131,9 +132,43 @@ def test_no_request_starts_no_process():
 
 def test_a_kernel_that_raises_is_told_with_its_error():
   with pytest.raises(
-    InterpreterFailed, match="(?s)code 1.*incompatible dimensions"
-  ):
+    InterpreterFailed, match="interpreter raised .*incompatible dimensions"
+  ) as caught:
     interpret.compare(BROKEN, "float32", {"N": N})
+  assert "\n" not in str(caught.value)
+
+
+def test_a_kernel_that_ends_the_process_keeps_no_other_from_being_compared():
+  one = ((1, 1, 1),)
+  good, crash, raised, last = interpret.compare_each(
+    [
+      Request(PRODUCT, "float32", {"N": N}, one),
+      Request(crash_kernel.KERNEL, "float32", {"C": 16}, one),
+      Request(BROKEN, "float32", {"N": N}, one),
+      Request(HALF, "float32", {"N": N}, one, special=True),
+    ]
+  )
+  assert good[0].ok and good[0].wrong == ""
+  assert crash == (
+    "the interpreter crashed (signal 11) on this kernel: are its parameters"
+    " inputs, outputs, i32, constants, in this order?"
+  )
+  assert raised.startswith("the interpreter raised ")
+  assert last[0].wrong == (
+    "at 1x1x1 with NaN and infinities: result 0 is not finite where it should"
+    " be, or the other way round (what is left unwritten is NaN)"
+  )
+
+
+def test_a_process_that_ends_before_any_kernel_says_nothing_of_them(
+  tmp_path, monkeypatch
+):
+  package = tmp_path / "triton"
+  package.mkdir()
+  (package / "__init__.py").write_text("import os; os.abort()")
+  monkeypatch.syspath_prepend(str(tmp_path))
+  with pytest.raises(InterpreterFailed, match="code -6 and said nothing"):
+    interpret.compare(PRODUCT, "float32", {"N": N})
 
 
 def test_too_little_time_is_told():

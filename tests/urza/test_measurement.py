@@ -28,7 +28,7 @@ from esper_jax.urza.measurement import Effort
 from esper_jax.urza.registry import open_registry
 from esper_jax.urza.samples import FAR, samples
 from esper_jax.urza.workload import OPERATIONS, Sizes
-from tests.urza import handmade
+from tests.urza import handmade, sample_kernel
 from tests.urza.handmade import H100
 from tests.urza.lowered import for_cuda, launches
 
@@ -212,6 +212,18 @@ def test_here_without_a_gpu_nothing_is_measured(registry):
   registry.put(*loaded)
   judge = judging.make_judge(registry)
   assert judge(loaded.artefact, H100) == Measured(None, "no GPU", ran=False)
+
+
+def test_a_kernel_without_an_operation_is_told_so(registry):
+  kernel = sample_kernel.KERNEL
+  args = kernel.arguments("float32", {"C": 16}, 1, 1, 1)
+  artefact, _ = handmade.artefact(kernel, *args)
+  found = judging.make_judge(registry)(artefact, H100)
+  assert found.figures is None and not found.ran
+  assert found.failure == (
+    "scale_rows belongs to no operation, so there is no step to measure it in:"
+    " add one to OPERATIONS in esper_jax/urza/workload.py"
+  )
 
 
 def test_what_the_process_says_is_read_with_care():

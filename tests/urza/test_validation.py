@@ -2,16 +2,19 @@
 
 import argparse
 import importlib.util
+import re
 
 import pytest
 
 from esper_jax.types import InputError
 from esper_jax.urza import (
   aot,
+  cli,
   compile,
   evidence,
   launching,
   orders,
+  upkeep,
   validation,
   wire,
 )
@@ -20,7 +23,7 @@ from esper_jax.urza.judging import Measured
 from esper_jax.urza.kernels.catalogue import KERNELS
 from esper_jax.urza.probe import Verdict
 from esper_jax.urza.registry import open_registry
-from tests.urza import handmade, sample_kernel, wrong_kernel
+from tests.urza import crash_kernel, handmade, sample_kernel, wrong_kernel
 from tests.urza.handmade import H100
 
 KERNEL = KERNELS["blend_backward"]
@@ -120,6 +123,15 @@ def test_the_interpreters_evidence_is_for_all_targets(registry):
     assert evidence.status([record], H100.kind) is Status.PENDING
   again = validation.interpret_all(registry, both)
   assert again.done == 0 and len(records(registry, both[0])) == 1
+  assert again.text() == (
+    "interpret: 2 already there (--again makes them anew)"
+  )
+  put(registry, target=75)
+  mixed = validation.interpret_all(registry, validation.select(registry))
+  assert mixed.text() == (
+    "interpret: 1 records, 0 failures, 2 already there (--again makes them"
+    " anew)"
+  )
 
 
 @needs_triton
@@ -132,10 +144,32 @@ def test_a_kernel_that_computes_something_else_is_rejected(
   report = validation.interpret_all(registry, [artefact])
   ((name, reason),) = report.wrong
   assert name == orders.name_of(artefact.spec)
-  assert reason.startswith("an error of ")
+  assert re.fullmatch(
+    r"at \dx\dx\d.*: result 0 has an error of .* \(allowed: 1.00e-06\)", reason
+  )
   (record,) = records(registry, artefact)
-  assert record["ok"] is False
+  assert record["ok"] is False and record["reason"] == reason
   assert evidence.status([record], H100.kind) is Status.REJECTED
+
+
+@needs_triton
+def test_a_kernel_that_crashes_the_interpreter_is_rejected(
+  tmp_path, monkeypatch, capsys
+):
+  kernel = crash_kernel.KERNEL
+  monkeypatch.setitem(KERNELS, kernel.name, kernel)
+  folder = tmp_path / "mine"
+  registry = open_registry(layers=[folder])
+  args = kernel.arguments("float32", {"C": 16}, 1, 1, 1)
+  bad, good = put(registry, kernel, args), put(registry)
+  assert validation.main(parse("--dir", str(folder))) == validation.REJECTED
+  out = capsys.readouterr().out
+  assert "interpret: 2 records, 1 failures\n" in out
+  assert "the interpreter crashed (signal 11) on this kernel: are its" in out
+  (record,) = records(registry, bad)
+  assert record["ok"] is False and "signal 11" in record["reason"]
+  assert evidence.status([record], H100.kind) is Status.REJECTED
+  assert records(registry, good)[0]["ok"] is True
 
 
 # --- a GPU that is not here ------------------------------------------------
@@ -290,15 +324,62 @@ def test_without_a_gpu_it_says_what_is_left_to_do(
   assert code == validation.OK, out
   assert "xla_aot: skipped" in out
   assert out.endswith(
-    "gpu: compiled, not run: no GPU here; run this command on a GPU machine"
-    " to finish\n"
+    "gpu: compiled, not run: no GPU here; to finish, on a GPU machine with"
+    " '.[cuda12]' installed: python -m esper_jax.urza validate && python -m"
+    " benchmarks.kernels --json=kernels.json\n"
   )
+  assert out.startswith(f"1 artefacts; evidence goes to {folder}\n")
   kinds = {r["kind"] for r in records(open_registry(str(folder)), artefact)}
   assert kinds == {"interpret"}
 
 
-def test_nothing_to_judge_is_bad_input(tmp_path, monkeypatch):
+@needs_triton
+def test_a_folder_that_is_named_is_judged_by_itself(
+  tmp_path, monkeypatch, capsys
+):
   monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
-  args = parse("--dir", str(tmp_path / "mine"), "--kernel", "no_such_kernel")
-  with pytest.raises(InputError, match="no artefact to judge"):
-    validation.main(args)
+  folder = tmp_path / "mine"
+  here = put(open_registry(layers=[folder]), target=80)
+  home = open_registry()
+  known = put(home, target=80)  # what is known of it elsewhere does not count
+  assert known == here
+  validation.interpret_all(home, [known])
+  put(home, target=75)  # and what is only there is not judged
+  assert validation.main(parse("--dir", str(folder))) == validation.OK
+  assert "interpret: 1 records, 0 failures\n" in capsys.readouterr().out
+  alone = open_registry(layers=[folder])
+  assert [r["kind"] for r in records(alone, here)] == ["interpret"]
+  assert upkeep.verify(alone) == ()
+  # On another machine, where there is no such home.
+  monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "fresh"))
+  assert cli.main(["verify", "--dir", str(folder)]) == cli.OK
+
+
+@needs_triton
+def test_without_a_folder_the_users_gets_evidence_about_the_packages(
+  tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr("esper_jax.urza.registry.PACKAGE", tmp_path / "package")
+  monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "home"))
+  put(open_registry(layers=[tmp_path / "package"]))
+  assert validation.main(parse()) == validation.OK
+  assert f"evidence goes to {tmp_path}/home/" in capsys.readouterr().out
+  assert list((tmp_path / "home").rglob("evidence/*/*.json"))
+  assert not (tmp_path / "package" / "evidence").exists()
+  assert cli.main(["verify"]) == cli.OK
+
+
+def test_nothing_to_judge_is_bad_input(tmp_path):
+  folder = tmp_path / "mine"
+  with pytest.raises(InputError, match=f"no such folder: {folder}"):
+    validation.main(parse("--dir", str(folder)))
+  assert not folder.exists()
+  folder.mkdir()
+  with pytest.raises(
+    InputError, match=f"no artefact to judge in {folder}; .* --dir={folder}"
+  ):
+    validation.main(parse("--dir", str(folder)))
+  with pytest.raises(
+    InputError, match="unknown kernel 'nope'; there are .*blend_forward"
+  ):
+    validation.main(parse("--kernel", "nope"))
