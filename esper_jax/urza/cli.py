@@ -10,12 +10,20 @@ from pathlib import Path
 
 from esper_jax.oona.jsonl import plain
 from esper_jax.types import InputError
-from esper_jax.urza import archive, evidence, kept, upkeep
+from esper_jax.urza import archive, evidence, kept, listing, upkeep
 from esper_jax.urza.artefact import Damaged, to_document
-from esper_jax.urza.registry import Record, Registry, open_registry
+from esper_jax.urza.folder import places
+from esper_jax.urza.launching import dtype_of
+from esper_jax.urza.listing import NEVER_RAN
+from esper_jax.urza.registry import Registry, open_registry
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
-NEVER_RAN = "compiled, not run"
+# Options that say which artefacts, and what they are.
+WHICH = {
+  "kernel": "name of the kernel",
+  "target": "compute capability, e.g. 80 or sm_80",
+  "dtype": "of the activations, e.g. bfloat16",
+}
 # Commands of other modules, which are imported when they are asked for:
 # command -> (module, what it does).
 ELSEWHERE = {
@@ -23,6 +31,11 @@ ELSEWHERE = {
   "tune": ("tuning", "time every way to cut a kernel's work, on a GPU"),
   "validate": ("validation", "check artefacts and store what was found"),
   "probe": ("probe", "try an artefact on this machine's device"),
+}
+
+CODES = {
+  "probe": "Exit codes: 0 it may be used, 1 it may not, 2 bad input, 3 it was"
+  " not judged: no GPU, or it cannot be read."
 }
 
 
@@ -39,7 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OK
   except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
+    # What a run calls so are options here.
+    text = str(error).replace("--config.urza.", "--")
+    print(f"error: {text}", file=sys.stderr)
     return BAD_INPUT
   except Damaged as damage:
     print(f"damaged: {damage}", file=sys.stderr)
@@ -77,14 +92,16 @@ def _parser(command: str) -> argparse.ArgumentParser:
 
   add("verify", _verify, "check every hash and every rule of evidence")
   sub = add("list", _list, "show all artefacts, and what was done with them")
+  for name, what in WHICH.items():
+    sub.add_argument(f"--{name}", help=what)
   sub.add_argument(
     "--device", help="a kind, e.g. 'NVIDIA H100 80GB HBM3': status there"
   )
   sub = add("show", _show, "show one artefact and its evidence as JSON")
   sub.add_argument("key", help="or how it begins, from 4 characters on")
   sub = add("query", _query, "find artefacts; the quickest first")
-  sub.add_argument("--kernel")
-  sub.add_argument("--target", type=int, help="e.g. 80")
+  for name, what in WHICH.items():
+    sub.add_argument(f"--{name}", help=what)
   sub.add_argument("--tags", default="", help="all of these, as in a,b")
   sub.add_argument("--max_latency_us", type=float)
   sub.add_argument("--device", help="the kind whose runs count")
@@ -100,7 +117,9 @@ def _parser(command: str) -> argparse.ArgumentParser:
   sub.add_argument("archive", type=Path)
   sub.add_argument("keys", nargs="*", help="of artefacts; all unless given")
   for name, (module, what) in ELSEWHERE.items():
-    sub = commands.add_parser(name, help=what, description=f"{what}.")
+    sub = commands.add_parser(
+      name, help=what, description=f"{what}.", epilog=CODES.get(name)
+    )
     if name == command:
       found = importlib.import_module(f"esper_jax.urza.{module}")
       found.add_arguments(sub)
@@ -108,8 +127,14 @@ def _parser(command: str) -> argparse.ArgumentParser:
   return parser
 
 
-def _open(options: argparse.Namespace) -> Registry:
-  return open_registry(options.dir, trusted=options.trusted)
+def _open(options: argparse.Namespace, *, make: bool = False) -> Registry:
+  return open_registry(options.dir, trusted=options.trusted, make=make)
+
+
+def _wanted(options: argparse.Namespace, registry: Registry) -> listing.Wanted:
+  asked = {name: getattr(options, name) for name in WHICH}
+  listing.check_device(registry, options.device)
+  return listing.wanted(registry, **asked)
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -118,64 +143,27 @@ def _verify(options: argparse.Namespace) -> int:
   for problem in problems:
     print(problem)
   count = len(registry.keys())
-  print(f"{count} artefacts, {len(problems) or 'no'} problems")
+  found = f"{count} artefacts, {len(problems) or 'no'} problems"
+  print(f"{found}; looked at {places(registry.folders)}")
   return FAILED if problems else OK
 
 
 def _list(options: argparse.Namespace) -> int:
   registry = _open(options)
-  for key in registry.keys():
-    try:
-      print(_line(registry.record(key), options.device))
-    except Damaged as damage:
-      print(f"{key[:12]}  DAMAGED: {damage}")
-    except KeyError:
-      continue  # it went meanwhile
+  which = _wanted(options, registry)
+  *shown, summary = listing.lines(registry, which, options.device)
+  for line in shown:
+    print(line)
   for kind in kept.KINDS:
     for name in registry.names(kind):
       print(f"kept: {kind}/{name}")
+  print(summary)
   return OK
-
-
-def _line(record: Record, device: str | None) -> str:
-  """One artefact in one line, which claims no more than there is."""
-  spec = record.artefact.spec
-  kinds = sorted({found["kind"] for found in record.evidence})
-  cut = " ".join(f"{n}={v}" for n, v in (*spec.constants, *spec.tiles))
-  return "  ".join(
-    (
-      record.artefact.key[:12],
-      spec.kernel,
-      f"sm_{spec.target}",
-      cut,
-      f"evidence: {', '.join(kinds) or 'none'}",
-      status_text(record, device),
-    )
-  )
-
-
-def status_text(record: Record, device: str | None) -> str:
-  """Says where an artefact ran, and what it may be used for there.
-
-  Args:
-    record: of the artefact.
-    device: a kind; None tells of all that it ran on.
-  """
-  ran_on = evidence.device_kinds(record.evidence)
-  asked = ran_on if device is None else (device,)
-  parts = [f"{evidence.status(record.evidence, d)} on {d}" for d in asked]
-  if not ran_on:
-    if device is None:
-      parts.append(evidence.status(record.evidence, ""))
-    parts.append(NEVER_RAN)
-  elif device is not None and device not in ran_on:
-    parts.append(f"run on {', '.join(ran_on)} only")
-  return ", ".join(parts)
 
 
 def _show(options: argparse.Namespace) -> int:
   registry = _open(options)
-  record = registry.record(_key(registry, options.key))
+  record = registry.record(listing.key_of(registry, options.key))
   artefact, records = record.artefact, record.evidence
   kinds = evidence.device_kinds(records)
   document = {
@@ -194,34 +182,34 @@ def _show(options: argparse.Namespace) -> int:
   return OK
 
 
-def _key(registry: Registry, start: str) -> str:
-  keys = [key for key in registry.keys() if key.startswith(start)]
-  if len(start) < 4 or not keys:
-    raise InputError(
-      f"no artefact's key begins with '{start}'; `list` shows the keys, of"
-      " which 4 characters are enough"
-    )
-  if len(keys) > 1:
-    raise InputError(f"{len(keys)} keys begin with '{start}'; give more of it")
-  return keys[0]
-
-
 def _query(options: argparse.Namespace) -> int:
-  found = _open(options).query(
-    kernel=options.kernel,
-    target=options.target,
-    tags=[tag for tag in options.tags.split(",") if tag],
+  registry = _open(options)
+  which = _wanted(options, registry)
+  tags = [tag for tag in options.tags.split(",") if tag]
+  found = registry.query(
+    kernel=which.kernel,
+    target=which.target,
+    tags=listing.check_tags(tags),
     max_latency_us=options.max_latency_us,
     status=options.status,
     device_kind=options.device,
   )
   never = NEVER_RAN if options.device is None else "not run there"
+  count = 0
   for one in found:
+    try:
+      artefact = registry.record(one.key).artefact
+    except (KeyError, Damaged):
+      continue  # it went meanwhile
+    if not which.fits(artefact):
+      continue
+    count += 1
     us = one.latency_us
     time = never if us is None else f"{us:.1f} us"
     words = ", ".join(one.tags) or "no tags"
-    print(f"{one.key[:12]}  {one.kernel}  sm_{one.target}  {time}  {words}")
-  print(f"{len(found)} found")
+    name = f"{one.kernel}  {dtype_of(artefact)}  sm_{one.target}"
+    print(f"{one.key[:12]}  {name}  {time}  {words}")
+  print(f"{count} found")
   return OK
 
 
@@ -236,7 +224,7 @@ def _gc(options: argparse.Namespace) -> int:
 
 def _import(options: argparse.Namespace) -> int:
   contents = archive.import_archive(
-    _open(options), options.archive, sha256=options.sha256
+    _open(options, make=True), options.archive, sha256=options.sha256
   )
   _tell(contents)
   return OK
@@ -244,7 +232,7 @@ def _import(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
   registry = _open(options)
-  keys = [_key(registry, start) for start in options.keys]
+  keys = [listing.key_of(registry, start) for start in options.keys]
   _tell(archive.export(registry, options.archive, keys or None))
   return OK
 

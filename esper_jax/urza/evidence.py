@@ -38,6 +38,7 @@ CONFIDENCE = 0.95  # of the interval of the speedup
 LEAST_PAIRS = 5  # of step times, or an interval says nothing
 HIGH_SPEED = 1.5  # median speedup from which the tag is given
 LOW_MEMORY = 16 * 1024  # bytes of shared memory up to which the tag is given
+TAGS = ("high_speed", "low_memory", "no_spills")  # see `tags`
 _BEFORE_A_GPU = ("interpret", "static", "xla_aot")
 _MADE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d{1,6})?Z")
 _NOT_FINITE = ("NaN", "Infinity")  # as oona.jsonl writes them

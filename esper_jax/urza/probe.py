@@ -242,7 +242,9 @@ def _probe_here(args: argparse.Namespace) -> Verdict:
     return Verdict(False, reason, ran=False)
   layers = (Path(args.dir),) if args.alone else None
   try:
-    registry = open_registry(args.dir, trusted=args.trusted, layers=layers)
+    registry = open_registry(
+      args.dir, trusted=args.trusted, layers=layers, make=False
+    )
     loaded = launching.Loaded(*registry.load(args.key))
     kernel = launching.kernel_of(loaded.artefact)
   except (InputError, KeyError, Damaged) as error:

@@ -22,8 +22,9 @@ from esper_jax.urza.assembler import TARGETS
 from esper_jax.urza.device import Device
 from esper_jax.urza.dispatch import runs_on
 from esper_jax.urza.judging import Judge, Measured
-from esper_jax.urza.kernel import Form, Kernel, Tiles
+from esper_jax.urza.kernel import TYPES, Form, Kernel, Tiles
 from esper_jax.urza.kernels.catalogue import KERNELS
+from esper_jax.urza.orders import chosen
 from esper_jax.urza.registry import Registry, open_registry
 
 NO_GPU = "tune: no GPU here; it measures, so run it on a GPU machine"
@@ -206,7 +207,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--kernel",
     nargs="+",
     default=tuple(KERNELS),
-    choices=tuple(KERNELS),
     help="kernels to tune (all)",
   )
   parser.add_argument(
@@ -224,8 +224,10 @@ def main(args: argparse.Namespace) -> int:
     OK, or UNUSABLE where there is no GPU.
 
   Raises:
-    InputError: see `tune`.
+    InputError: see `tune`; or there is no such kernel or dtype.
   """
+  chosen(args.kernel, KERNELS, "kernel")
+  chosen(args.dtype, {name: name for name in TYPES}, "dtype")
   device = probe.gpu()
   if device is None:
     print(NO_GPU, file=sys.stderr)

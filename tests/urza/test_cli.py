@@ -6,7 +6,9 @@ import sys
 
 import pytest
 
-from esper_jax.urza import cli
+from esper_jax.urza import cli, listing
+from esper_jax.urza.device import Device
+from esper_jax.urza.registry import open_registry
 from tests.urza import making
 from tests.urza.making import DEVICE, OTHER
 
@@ -21,6 +23,7 @@ def store(tmp_path, monkeypatch):
   monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   registry, (ran,) = making.filled(tmp_path / "r")
+  registry.append(ran, making.probe(device_kind=OTHER))
   compiled = registry.put(*making.artefact(1, kernel="blend", target=90))
   registry.append(compiled, making.static())
   return tmp_path, ran, compiled
@@ -41,10 +44,14 @@ def test_list_says_what_never_ran(store, run):
   _, ran, compiled = store
   code, out, _ = run("list")
   lines = {line[:12]: line for line in out.splitlines()}
-  assert code == 0 and len(lines) == 2
+  assert code == 0 and len(lines) == 3
+  assert list(lines)[:2] == [compiled[:12], ran[:12]]  # blend, copy
+  assert out.splitlines()[-1] == "2 artefacts: 0 run here (no GPU)"
   assert lines[ran[:12]].endswith(f"VALIDATED on {DEVICE}")
   assert lines[compiled[:12]].endswith("PENDING, compiled, not run")
-  assert "blend  sm_90  C=1 num_stages=2" in lines[compiled[:12]]
+  place = f"in {store[0] / 'r'}"
+  assert "blend  float32  sm_90  C=1 num_stages=2" in lines[compiled[:12]]
+  assert f"num_warps=4  {place}  evidence: " in lines[compiled[:12]]
   assert "evidence: static  " in lines[compiled[:12]]
 
 
@@ -54,7 +61,42 @@ def test_list_for_a_device_claims_nothing_from_another(store, run):
   lines = {line[:12]: line for line in out.splitlines()}
   assert lines[ran[:12]].endswith(f"PENDING on {OTHER}, run on {DEVICE} only")
   assert lines[compiled[:12]].endswith(f"PENDING on {OTHER}, compiled, not run")
+  assert out.endswith(f"2 artefacts: 0 validated on {OTHER}\n")
   assert "VALIDATED" not in out
+
+
+def test_list_names_the_layers(store, run):
+  making.registry(store[0] / "package").put(*making.artefact(5))
+  open_registry().put(*making.artefact(6))
+  _, out, _ = run("list")
+  assert "C=5 num_stages=2 num_warps=4  in the package  evidence" in out
+  assert "C=6 num_stages=2 num_warps=4  in yours  evidence" in out
+
+
+def test_list_shows_only_what_was_asked_for(store, run):
+  _, ran, compiled = store
+  for words, keys in (
+    (["--kernel=copy"], [ran]),
+    (["--target=sm_90"], [compiled]),
+    (["--target=90", "--kernel=copy"], []),
+    (["--dtype=float32"], [compiled, ran]),
+    (["--dtype=bfloat16"], []),
+  ):
+    _, out, _ = run("list", *words)
+    *lines, last = out.splitlines()
+    assert [line[:12] for line in lines] == [key[:12] for key in keys]
+    assert last.startswith(f"{len(keys)} artefacts: ")
+
+
+def test_on_a_gpu_the_summary_says_what_fits_it(store):
+  registry = making.registry(store[0] / "r")
+  records = [registry.record(key) for key in registry.keys()]
+  for target, fitting in ((75, 0), (80, 1), (90, 2), (100, 1)):
+    here = Device(DEVICE, target, "", "")
+    assert listing.summary(records, None, here=here) == (
+      f"2 artefacts: {fitting} fit this device ({DEVICE}, sm_{target}),"
+      " 1 validated on it"
+    )
 
 
 def test_list_shows_what_is_damaged_and_what_is_kept(store, run):
@@ -64,6 +106,7 @@ def test_list_shows_what_is_damaged_and_what_is_kept(store, run):
   code, out, _ = run("list")
   assert code == 0
   assert f"{ran[:12]}  DAMAGED: " in out
+  assert out.endswith("1 artefacts and 1 damaged: 0 run here (no GPU)\n")
   assert "kept: policies/p" in out
 
 
@@ -74,7 +117,7 @@ def test_show_prints_all_that_is_known(store, run):
   assert code == 0 and shown["key"] == ran
   assert shown["status"] == {DEVICE: "VALIDATED"}
   assert shown["elsewhere"] == "PENDING"
-  assert len(shown["evidence"]) == len(making.ALL)
+  assert len(shown["evidence"]) == len(making.ALL) + 1
   assert shown["layer"] == str(folder / "r")
   assert json.loads(run("show", compiled)[1])["ran"] == "compiled, not run"
 
@@ -82,17 +125,21 @@ def test_show_prints_all_that_is_known(store, run):
 def test_query_prints_what_fits(store, run):
   _, ran, compiled = store
   _, out, _ = run("query", "--kernel=copy", "--max_latency_us=25")
-  assert out.splitlines()[0].startswith(f"{ran[:12]}  copy  sm_80  20.0 us")
+  assert out.splitlines()[0].startswith(
+    f"{ran[:12]}  copy  float32  sm_80  20.0 us"
+  )
   _, out, _ = run("query", "--target=90", "--tags=low_memory,no_spills")
-  assert out.startswith(f"{compiled[:12]}  blend  sm_90  compiled, not run")
+  assert out.startswith(f"{compiled[:12]}  blend  float32  sm_90  compiled, ")
   _, out, _ = run("query", "--device", OTHER, "--status=PENDING")
   assert out.count("not run there") == 2
-  assert run("query", "--kernel=none")[1] == "0 found\n"
+  assert run("query", "--target=sm_86")[1] == "0 found\n"
+  assert run("query", "--dtype=bfloat16")[1] == "0 found\n"
 
 
 def test_verify_ends_with_one_where_something_is_wrong(store, run):
   folder, ran, _ = store
-  assert run("verify")[:2] == (0, "2 artefacts, no problems\n")
+  line = f"2 artefacts, no problems; looked at {folder / 'r'}\n"
+  assert run("verify")[:2] == (0, line)
   (folder / "r" / "artefacts" / f"{ran}.json").write_bytes(b"{}")
   code, out, _ = run("verify")
   assert code == 1
@@ -105,7 +152,7 @@ def test_verify_ends_with_one_where_something_is_wrong(store, run):
 def test_an_archive_goes_out_and_in(store, run, capsys):
   folder, ran, _ = store
   code, out, _ = run("export", str(folder / "a.tar"))
-  assert code == 0 and out.startswith("2 artefacts, 6 records")
+  assert code == 0 and out.startswith("2 artefacts, 7 records")
   sha256 = out.split()[-1]
   command = ["import", f"--dir={folder / 'new'}", str(folder / "a.tar")]
   assert cli.main([*command, f"--sha256={sha256}"]) == 0
@@ -131,7 +178,19 @@ def test_gc_says_what_it_deletes(store, run):
   "command, words",
   [
     (("show", "0000"), "no artefact's key begins with '0000'"),
-    (("show", ""), "4 characters"),
+    (("show", "6"), "'6' is too short for a key; give at least 4 characters"),
+    (("list", "--kernel=nope"), "unknown kernel 'nope'; there are blend, "),
+    (("list", "--target=sm_99"), "unknown target '99'; there are 75, 80"),
+    (("list", "--dtype=int8"), "unknown dtype 'int8'; there are float32"),
+    (("list", "--device=nope"), f"'nope'; there are {OTHER}, {DEVICE}"),
+    (("query", "--kernel=nope"), "unknown kernel 'nope'; there are blend, "),
+    (("query", "--target=1"), "unknown target '1'; there are 75"),
+    (("query", "--dtype=int8"), "unknown dtype 'int8'; there are float32"),
+    (("query", "--tags=fast"), "unknown tag 'fast'; there are high_speed, "),
+    (("query", "--device=nope"), f"'nope'; there are {OTHER}, {DEVICE}"),
+    (("validate", "--kernel=nope"), "unknown kernel 'nope'; there are lowrank"),
+    (("tune", "--kernel=nope"), "unknown kernel 'nope'; there are lowrank"),
+    (("tune", "--dtype=int8"), "unknown dtype 'int8'; there are float32"),
     (("query", "--status=VALIDATED"), "name one"),
     (("import", "none.tar"), "none.tar is not imported: No such file"),
     (("export", "none/a.tar"), "cannot write none/a.tar"),
@@ -148,7 +207,21 @@ def test_a_folder_that_others_can_write_needs_to_be_named(store, run):
   (store[0] / "r").chmod(0o777)
   code, _, err = run("verify")
   assert code == 2 and "can be written by others" in err
+  assert err.endswith(f"or name {store[0] / 'r'} in --trusted\n")
   assert run("verify", "--trusted", str(store[0] / "r"))[0] == 0
+
+
+@pytest.mark.parametrize(
+  "command", ["verify", "list", "query", "gc", ["show", "0000"]], ids=str
+)
+def test_a_folder_that_is_not_there_is_not_made(store, capsys, command):
+  words = [command] if isinstance(command, str) else command
+  folder = store[0] / "none"
+  assert cli.main([*words, f"--dir={folder}"]) == 2
+  out, err = capsys.readouterr()
+  assert out == "" and err.count("\n") == 1
+  assert err.startswith(f"error: no such folder: {folder}; ")
+  assert not folder.exists()
 
 
 def test_wrong_arguments_end_with_two(capsys):
@@ -169,7 +242,11 @@ def test_commands_of_other_modules_have_arguments(command, capsys):
   with pytest.raises(SystemExit) as caught:
     cli.main([command, "--help"])
   assert caught.value.code == 0
-  assert f"esper_jax.urza {command}" in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert f"esper_jax.urza {command}" in out
+  assert ("3 it was not judged" in " ".join(out.split())) == (
+    command == "probe"
+  )
 
 
 def test_it_runs_without_the_modules_of_other_commands(store):
