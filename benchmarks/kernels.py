@@ -13,9 +13,10 @@ Without a GPU nothing is timed. Told is what the compilers say (registers,
 spills, shared memory, PTX version), what a call reads, writes and computes, and
 how long it would last if memory alone ruled, at a bandwidth that is assumed
 (--bandwidth): that is arithmetic, not a measurement. Every row says "compiled,
-not run". Run the same command on a GPU machine to finish, after
+not run". To finish, on a GPU machine with '.[cuda12]' installed:
 
-  python -m esper_jax.urza validate
+  python -m esper_jax.urza validate && \\
+    python -m benchmarks.kernels --json=kernels.json
 """
 
 import argparse
@@ -28,6 +29,8 @@ import numpy as np
 
 from benchmarks._common import add_json, report
 from benchmarks._kernel_steps import ratio_of, resnet18, text_of, time_steps
+from esper_jax import command_line
+from esper_jax.types import InputError
 from esper_jax.urza import (
   launching,
   measurement,
@@ -39,8 +42,10 @@ from esper_jax.urza import (
 )
 from esper_jax.urza.artefact import Artefact
 from esper_jax.urza.device import Device
-from esper_jax.urza.dispatch import Dispatcher, runs_on
+from esper_jax.urza.dispatch import LAST_PORTABLE, Dispatcher, runs_on
 from esper_jax.urza.judging import parts_of
+from esper_jax.urza.kernel import TYPES
+from esper_jax.urza.kernels.catalogue import KERNELS
 from esper_jax.urza.launching import Loaded
 from esper_jax.urza.registry import Registry, open_registry
 from esper_jax.urza.samples import samples
@@ -54,7 +59,11 @@ SEEDS = {"lowrank": 4, "depthwise": 1, "norm": 1}
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-  """Runs the benchmark; returns the figures that --json writes."""
+  """Runs the benchmark; returns the figures that --json writes.
+
+  Raises:
+    InputError: there is no such kernel, dtype, target or folder.
+  """
   parser = argparse.ArgumentParser(
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -64,13 +73,19 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
   parser.add_argument("--kernel", nargs="+", default=(), help="kernels (all)")
   parser.add_argument("--dtype", default="bfloat16", help="(%(default)s)")
   parser.add_argument("--dir", default="", help="the registry")
+  parser.add_argument(
+    "--trusted",
+    action="append",
+    default=[],
+    metavar="DIR",
+    help="a registry that may be used although others can write to it",
+  )
   parser.add_argument("--batch", default=workload.BATCH, **number)
   parser.add_argument("--rounds", default=9, **number)
   parser.add_argument("--calls", default=20, **number)
   parser.add_argument(
     "--target",
-    type=int,
-    default=90,
+    default="90",
     help="compute capability that is looked at without a GPU (%(default)s)",
   )
   parser.add_argument(
@@ -81,7 +96,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
   )
   add_json(parser)
   o, overrides = parser.parse_known_args(argv)
-  registry = open_registry(o.dir)
+  strange = [word for word in overrides if not word.startswith("--config.")]
+  if strange:
+    parser.error(f"unrecognized arguments: {' '.join(strange)}")
+  orders.chosen(o.kernel, KERNELS, "kernel")
+  orders.chosen([o.dtype], {name: name for name in TYPES}, "dtype")
+  (target,) = orders.targets_of([o.target])
+  registry = open_registry(o.dir, trusted=o.trusted, make=False)
   artefacts = [
     artefact
     for artefact in validation.select(registry, o.kernel)
@@ -89,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
   ]
   device = probe.gpu()
   if device is None:
-    chosen = first_of_each(artefacts, o.target)
-    figures = describe(registry, chosen, o.batch, o.bandwidth)
+    chosen = first_of_each(artefacts, target)
+    figures = describe(registry, chosen, target, o.batch, o.bandwidth)
   else:
     effort = measurement.Effort(o.rounds, o.calls)
     chosen = first_of_each(artefacts, device.target)
@@ -135,6 +156,7 @@ def _order(artefact: Artefact) -> tuple[int, int]:
 def describe(
   registry: Registry,
   artefacts: Sequence[Artefact],
+  target: int,
   batch: int,
   bandwidth: float,
 ) -> dict[str, Any]:
@@ -143,10 +165,19 @@ def describe(
   Args:
     registry: holds the evidence.
     artefacts: to describe.
+    target: compute capability that they were chosen for.
     batch: examples of a call.
     bandwidth: GB/s that are assumed.
   """
-  print(f"{NOT_RUN}: no GPU here; run this command on a GPU machine to finish")
+  print(
+    f"{NOT_RUN}: no GPU here; to finish, on a GPU machine with '.[cuda12]'"
+    f" installed: {orders.ON_A_GPU}"
+  )
+  print(
+    f"sm_{target}: of each kernel, the stored code for the newest target that"
+    f" runs there (for up to sm_{LAST_PORTABLE} it runs on later devices too,"
+    " for a later one on its own alone)"
+  )
   print(f"floor: computed from bytes at an assumed {bandwidth:g} GB/s")
   rows = []
   for artefact in artefacts:
@@ -266,4 +297,9 @@ def time_kernels(
 
 
 if __name__ == "__main__":
-  main(sys.argv[1:])
+  try:
+    main(sys.argv[1:])
+  except InputError as bad:
+    text = str(bad).replace("--config.urza.", "--")
+    print(f"error: {text}", file=sys.stderr)
+    sys.exit(command_line.BAD_INPUT)

@@ -29,7 +29,7 @@ REQUIREMENTS = ("validated", "probed", "nothing")
 REFERENCE = ""  # among the choices: the reference instead of an artefact
 # Targets whose PTX runs on later devices too; that of a later target is for
 # its own devices alone.
-_LAST_PORTABLE = 89
+LAST_PORTABLE = 89
 _MAX_ELEMENTS = 2**31 - 1  # of an array: kernels count in int32
 _MAX_GRID = (2**31 - 1, 65535, 65535)
 
@@ -262,7 +262,7 @@ class Dispatcher:
 
 def runs_on(target: int, device: Device) -> bool:
   """Whether PTX for a target runs on a device."""
-  portable = target <= min(device.target, _LAST_PORTABLE)
+  portable = target <= min(device.target, LAST_PORTABLE)
   return portable or target == device.target
 
 

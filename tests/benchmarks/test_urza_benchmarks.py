@@ -2,13 +2,17 @@
 timing with references in the kernels' places."""
 
 import json
+import pathlib
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from benchmarks import _common, _kernel_steps, kernels
-from esper_jax.urza import dispatch, launching
+from esper_jax.types import InputError
+from esper_jax.urza import dispatch, launching, orders
 from esper_jax.urza.kernels.catalogue import KERNELS
 from esper_jax.urza.measurement import Effort
 from esper_jax.urza.probe import Verdict
@@ -63,11 +67,56 @@ def test_without_a_gpu_every_row_says_so(home, tmp_path, capsys):
   assert row["intensity"] == row["flops"] / row["bytes"]
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].startswith("compiled, not run: no GPU here")
-  assert "an assumed 2000 GB/s" in lines[1]
-  for line, row in zip(lines[2:], document["rows"], strict=True):
+  assert lines[0].endswith(
+    "python -m esper_jax.urza validate && python -m benchmarks.kernels"
+    " --json=kernels.json"
+  )
+  assert lines[1].startswith("sm_90: of each kernel, the stored code for the")
+  assert "an assumed 2000 GB/s" in lines[2]
+  for line, row in zip(lines[3:], document["rows"], strict=True):
     assert line.endswith("(computed); compiled, not run")
     assert row["status"] == "compiled, not run"
     assert not {"kernel_us", "gb_s", "seconds"} & row.keys()
+
+
+@pytest.mark.parametrize(
+  "flag, words",
+  [
+    ("--kernel=nope", "unknown kernel 'nope'; there are lowrank_forward, "),
+    ("--dtype=int8", "unknown dtype 'int8'; there are float32, "),
+    ("--target=sm_99", "unknown target '99'; there are 75, 80, "),
+    ("--dir=none", "no such folder: .*/none; .* build --dir="),
+  ],
+)
+def test_bad_input_is_told(home, monkeypatch, tmp_path, flag, words):
+  monkeypatch.chdir(tmp_path)
+  with pytest.raises(InputError, match=words):
+    kernels.main([flag])
+  assert not (tmp_path / "none").exists()
+
+
+def test_bad_input_is_one_line_and_code_2(capsys):
+  with pytest.raises(SystemExit) as caught:
+    kernels.main(["--nope"])
+  assert caught.value.code == 2
+  command = [sys.executable, "-m", "benchmarks.kernels", "--dtype=int8"]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert done.returncode == 2 and done.stdout == ""
+  assert done.stderr.startswith("error: unknown dtype 'int8'; there are ")
+  assert done.stderr.count("\n") == 1
+
+
+def one_line(text):
+  return " ".join(text.replace("\\\n", " ").split())
+
+
+def test_the_command_that_is_left_to_do_is_the_same_everywhere():
+  root = pathlib.Path(kernels.__file__).parents[1]
+  command = orders.ON_A_GPU.replace("python", ".venv/bin/python")
+  for name in ("README.md", "benchmarks/README.md"):
+    text = one_line((root / name).read_text())
+    assert f".venv/bin/pip install '.[cuda12]' {command}" in text, name
+  assert orders.ON_A_GPU in one_line(kernels.__doc__)
 
 
 def test_one_artefact_stands_for_each_form(home):
