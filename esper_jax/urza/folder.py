@@ -149,8 +149,8 @@ class Folder:
     if not self.path.is_dir():
       found = "not a folder" if self.path.exists() else "no such folder"
       raise InputError(
-        f"{found}: {self.path}; name one that is there, or make one with"
-        " `python -m esper_jax.urza build --dir=FOLDER`"
+        f"{found}: {self.path}; set --config.urza.dir to one that is there, or"
+        " make one with `python -m esper_jax.urza build --dir=FOLDER`"
       )
 
   def check_owner(self) -> None:
