@@ -69,7 +69,7 @@ class Size(NamedTuple):
 
 
 FULL = Size("resnet18", 0, 512, 64, 9, 64, 0, 49_152)
-SMALL = Size("resnet8", 2, 4, 2, 2, 2, 2, 16)
+SMALL = Size("resnet8", 8, 4, 2, 2, 2, 2, 16)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:

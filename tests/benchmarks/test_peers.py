@@ -42,6 +42,7 @@ def test_without_torch_the_cpu_is_skipped(tmp_path, capsys, monkeypatch):
   [
     (peers_cpu.main, "--rounds=0", "at least 1"),
     (peers_cpu.main, "--width=-1", "at least 0"),
+    (peers_cpu.main, "--width=4", "0 or at least 8"),
     (peers_cpu.main, "--threads=100000", "0 to"),
     (peers_gpu.main, "--batch=0", "at least 1"),
   ],
@@ -154,7 +155,7 @@ def test_the_bare_loop_makes_the_trainers_steps():
 
 def test_torch_makes_the_same_steps(tmp_path, capsys):
   pytest.importorskip("torch", reason="PyTorch is not a dependency")
-  flags = ("--networks", "cnn", "--width=4", "--batch=4", "--rounds=2")
+  flags = ("--networks", "cnn", "--width=8", "--batch=4", "--rounds=2")
   document = run(peers_cpu.main, tmp_path / "out.json", *flags, "--steps=1")
   row = document["networks"]["cnn"]
   assert document["threads"] == document["cores"]
