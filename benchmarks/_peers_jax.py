@@ -70,8 +70,8 @@ class PooledCNN(nn.Module):
 def max_pool(x: jax.Array) -> jax.Array:
   """Maxima of 2x2 windows: [b, h, w, c] -> [b, h / 2, w / 2, c].
 
-  As a maximum over two axes: on XLA:CPU the gradient of `nn.max_pool`, a
-  select-and-scatter, is several times slower.
+  As a maximum over two axes: the gradient of `nn.max_pool`, a
+  select-and-scatter, is slow on XLA:CPU.
   """
   b, h, w, c = x.shape
   return x.reshape(b, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
