@@ -1,0 +1,65 @@
+"""The reward: what it is by hand, and what hacks earn."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from tests.simic import toy
+from tests.simic.hacks import HACKS
+
+from esper_jax.simic import rollout
+from esper_jax.simic.environment import Outcome
+from esper_jax.simic.reward import Prices, returns, rewards, standing
+
+PRICES = Prices(parameters=0.01, flops=0.02)
+
+
+def _outcome(accuracy, parameters, flops):
+  accuracy = jnp.asarray(accuracy)
+  none = jnp.zeros(accuracy.shape, jnp.int32)
+  return Outcome(
+    val_loss=1.0 - accuracy,
+    val_accuracy=accuracy,
+    report_accuracy=accuracy,
+    parameters=jnp.asarray(parameters),
+    flops=jnp.asarray(flops),
+    done=none > 0,
+    germinated=none,
+    fossilized=none,
+    culled=none,
+  )
+
+
+STILL = _outcome([0.5, 0.6, 0.7], [10.0, 10.0, 10.0], [2.0, 2.0, 2.0])
+GROWN = _outcome([0.5, 0.5, 0.9], [10.0, 20.0, 40.0], [2.0, 5.0, 5.0])
+
+
+def test_the_standing_by_hand():
+  # size: 0, 1, 2 doublings; spent more: 0, 3, 6 of a whole run of 6
+  expected = [0.0, -0.1 - 0.01 - 0.01, 0.2 - 0.02 - 0.02]
+  got = standing(GROWN, STILL, PRICES)
+  np.testing.assert_allclose(got, expected, atol=1e-6)
+  np.testing.assert_allclose(returns(GROWN, STILL, PRICES), 0.16, atol=1e-6)
+
+
+def test_dense_credit_adds_up_to_the_return():
+  dense = rewards(GROWN, STILL, PRICES, dense=True)
+  final = rewards(GROWN, STILL, PRICES, dense=False)
+  np.testing.assert_allclose(dense, [0.0, -0.12, 0.28], atol=1e-6)
+  np.testing.assert_allclose(final, [0.0, 0.0, 0.16], atol=1e-6)
+
+
+def test_doing_nothing_earns_exactly_nothing():
+  got = rewards(STILL, STILL, PRICES, dense=True)
+  np.testing.assert_array_equal(got, np.zeros(3))
+
+
+@pytest.mark.parametrize("name", HACKS)
+def test_a_hack_earns_no_more_than_doing_nothing(name):
+  pool = rollout.make_pool(toy.ENVIRONMENT, jax.random.key(0), 32)
+  played = rollout.play_policy(
+    toy.ENVIRONMENT, HACKS[name], pool.keys, jax.random.key(1)
+  )
+  assert played.outcome.germinated.sum() > 0
+  dense = rewards(played.outcome, pool.still, PRICES, dense=True)
+  assert dense.sum(axis=1).max() <= 0.0
