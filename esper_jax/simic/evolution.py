@@ -4,6 +4,10 @@ Source: Salimans et al. 2017, arXiv:1703.03864 (antithetic pairs, section 2;
 rank shaping, as in Wierstra et al. 2014). All members of a generation meet the
 same environments, so that their returns compare; they decide greedily, as the
 policy will when it is used.
+
+Ranks see how often, not how much: where most members lose a little and a few
+gain a lot, the centre moves to doing nothing. Start it from a policy that
+gains more often than not (see `imitation`).
 """
 
 from typing import Any, NamedTuple

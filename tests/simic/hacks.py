@@ -6,8 +6,9 @@ environment. docs/simic.md has the table.
 
 import jax
 import jax.numpy as jnp
-from tests.simic.toy import scripted
 
+from esper_jax.tamiyo import shepherd
+from esper_jax.tamiyo.policy import never
 from esper_jax.types import Action, Stage
 
 
@@ -16,13 +17,16 @@ def _table(o, **columns):
   rows, blueprints = o.scores.shape
   table = jnp.zeros((rows, len(Action), blueprints))
   for name, value in columns.items():
-    value = jnp.broadcast_to(jnp.asarray(value, jnp.float32), (rows, blueprints))
+    value = jnp.broadcast_to(
+      jnp.asarray(value, jnp.float32), (rows, blueprints)
+    )
     table = table.at[:, int(Action[name.upper()])].set(value)
   return table
 
 
 def _kind(o, index):
-  return jax.nn.one_hot(index, o.scores.shape[1]) + jnp.zeros_like(o.scores)
+  rows, blueprints = o.scores.shape
+  return jnp.broadcast_to(jax.nn.one_hot(index, blueprints), (rows, blueprints))
 
 
 def norm_farming(o):
@@ -44,9 +48,9 @@ def cycling(o):
 
 def ransom(o):
   """Blends in whatever its removal hurts, culls it there, and starts again."""
-  holding = (o.stage == int(Stage.HOLDING))[:, None]
+  holding = (o.stage == int(Stage.HOLDING)).astype(jnp.float32)[:, None]
   cheapest = jnp.argmin(o.cost[0])
-  return _table(o, germinate=_kind(o, cheapest), advance=1, cull=2 * holding)
+  return _table(o, germinate=_kind(o, cheapest), advance=1, cull=2.0 * holding)
 
 
 def stalling(o):
@@ -54,7 +58,19 @@ def stalling(o):
   return _table(o, germinate=1)
 
 
-HACKS = {
-  hack.__name__: scripted(hack.__name__, hack)
-  for hack in (norm_farming, padding, cycling, ransom, stalling)
-}
+SCRIPTS = (norm_farming, padding, cycling, ransom, stalling)
+
+
+def policy(which):
+  """Makes the policy of one of SCRIPTS; int32 [], so that one program does."""
+
+  def decide(state, observation, key):
+    del key
+    tables = jnp.stack([script(observation) for script in SCRIPTS])
+    action, blueprint = shepherd.select(
+      tables[which], observation.legal, germinations=jnp.int32(1)
+    )
+    waits = shepherd.waiting(observation.stage.shape[0])
+    return state, waits.replace(action=action, blueprint=blueprint)
+
+  return never("script")._replace(decide=decide)

@@ -1,13 +1,13 @@
-"""PPO: its formulas by hand, and that it solves a problem that can be solved."""
+"""PPO: its formulas by hand, and that it solves what can be solved."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tests.simic import toy
 
 from esper_jax.simic import ppo, rollout
 from esper_jax.simic.learner import examine, follow, no_moments, spread
 from esper_jax.simic.reward import Prices
+from tests.simic import toy
 
 PRICES = Prices(parameters=0.01, flops=0.01)
 
@@ -72,21 +72,22 @@ SETTINGS = ppo.Settings(
 
 def test_ppo_solves_the_toy():
   key = jax.random.key(0)
-  pool = rollout.make_pool(toy.ENVIRONMENT, key, 128)
+  pool = toy.pool()
   learner = ppo.learner(toy.ACTOR, toy.ENVIRONMENT, PRICES, SETTINGS)
-  update = jax.jit(learner.update)
+  update = toy.fast_jit(learner.update)
+
+  @toy.fast_jit
+  def judge(params):
+    earned, played = examine(toy.ACTOR, toy.ENVIRONMENT, params, pool, PRICES)
+    return earned.mean(), rollout.decision_statistics(played)
+
   state = learner.init(toy.ACTOR.init(key), key)
-  first, _ = examine(
-    toy.ACTOR, toy.ENVIRONMENT, learner.params(state), pool, PRICES
-  )
+  first, _ = judge(learner.params(state))
   for _ in range(SETTINGS.iterations):
     state, figures = update(state, pool)
-  last, played = examine(
-    toy.ACTOR, toy.ENVIRONMENT, learner.params(state), pool, PRICES
-  )
+  last, statistics = judge(learner.params(state))
   assert all(jnp.isfinite(value) for value in figures.values())
   # The best is GAIN less the price of one small seed for a whole run, 0.0024.
-  assert first.mean() < 0.0
-  assert last.mean() > 0.9 * toy.GAIN
-  statistics = rollout.decision_statistics(played)
+  assert first < 0.0
+  assert last > 0.9 * toy.GAIN
   assert statistics["fossilized"] >= 0.9

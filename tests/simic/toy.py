@@ -9,6 +9,7 @@ that of planting "good" at the right row at once and moving it up whenever its
 gate passes.
 """
 
+import functools
 from typing import NamedTuple
 
 import jax
@@ -16,11 +17,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from esper_jax.kasmina import lifecycle
+from esper_jax.simic import rollout
 from esper_jax.simic.actor import Actor
 from esper_jax.simic.environment import Environment, Outcome
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo import shepherd
-from esper_jax.tamiyo.policy import never
 from esper_jax.types import Action, Stage
 
 EPOCHS, ROWS, BLUEPRINTS = 8, 3, 3
@@ -46,6 +47,10 @@ RULES = lifecycle.Rules(
   training_gain_sigmas=2.0,
   gain_sigmas=2.0,
   max_gradient_ratio=100.0,
+)
+# What the tests wait for is the compiler; it need not try hard here.
+fast_jit = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
 )
 FITS = jnp.ones((ROWS, BLUEPRINTS), jnp.bool_)
 
@@ -277,20 +282,7 @@ ACTOR = Actor(
 )
 
 
-def scripted(name, scores):
-  """Makes a policy of (state, observation) -> float32 [rows, actions, kinds].
-
-  The highest legal score above 0 of each row is done.
-  """
-
-  def decide(state, observation, key):
-    del key
-    action, blueprint = shepherd.select(
-      scores(observation),
-      observation.legal,
-      germinations=jnp.int32(1),
-    )
-    waits = shepherd.waiting(observation.stage.shape[0])
-    return state, waits.replace(action=action, blueprint=blueprint)
-
-  return never(name)._replace(decide=decide)
+@functools.cache
+def pool():
+  """64 environments with their twins, compiled once a process."""
+  return rollout.make_pool(ENVIRONMENT, jax.random.key(0), 64)
