@@ -20,7 +20,12 @@ from esper_jax.types import InputError
 from esper_jax.urza import dispatch
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = [p for p in sorted(CONFIGS.glob("*.py")) if p.stem != "base"]
+# Those of main.py: simic_*.py are read by `python -m esper_jax.simic`.
+FILES = [
+  p
+  for p in sorted(CONFIGS.glob("*.py"))
+  if p.stem != "base" and not p.stem.startswith("simic_")
+]
 
 
 def edited(**changes) -> ConfigDict:

@@ -1,4 +1,4 @@
-"""`python -m esper_jax.simic`: trains and judges policies; see `command_line`."""
+"""`python -m esper_jax.simic`: trains and compares policies."""
 
 import sys
 

@@ -6,13 +6,18 @@ smaller one.
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from esper_jax.simic.rollout import Decide
+from esper_jax.tamiyo import distribution, features, network
+from esper_jax.tamiyo.distribution import MOVES, Choice
+from esper_jax.tamiyo.features import Limits
+from esper_jax.tamiyo.network import Sizes
 from esper_jax.tamiyo.observation import Decisions, Observation
-from esper_jax.types import PyTree
+from esper_jax.types import Action, PyTree
 
 
 class Actor(NamedTuple):
@@ -77,3 +82,68 @@ def greedy(actor: Actor, params: PyTree) -> Decide:
     return memory, actor.decisions(distribution, actor.mode(distribution)), ()
 
   return decide
+
+
+def of_network(
+  described: Any, limits: Limits, sizes: Sizes, *, draws: int = 1
+) -> Actor:
+  """Makes the actor of Tamiyo's network.
+
+  Args:
+    described: float32 [rows, blueprints, traits]. Of `tamiyo.traits`.
+    limits: of the lifecycle, see `tamiyo.features`.
+    sizes: of the network.
+    draws: germinations at one boundary, at most.
+  """
+  lanes = limits.seeds_per_slot
+
+  def apply(params, observation):
+    inputs = features.encode(observation, described, limits=limits)
+    logits, value = network.apply(params, inputs, sizes)
+    return (logits, observation), value
+
+  def sample(both, key):
+    return distribution.sample(*both, key, draws=draws, lanes=lanes)
+
+  def mode(both):
+    return distribution.mode(*both, draws=draws, lanes=lanes)
+
+  def log_prob(both, choice):
+    return distribution.log_prob(*both, choice, lanes=lanes)
+
+  def entropy(both):
+    return distribution.entropy(*both, draws=draws, lanes=lanes)
+
+  def decisions(both, choice):
+    logits, observation = both
+    return distribution.to_decisions(choice, observation, logits)
+
+  def choice(observation, decisions):
+    return _chosen(observation, decisions, draws)
+
+  return Actor(
+    init=lambda key: network.init(key, sizes),
+    apply=apply,
+    sample=sample,
+    mode=mode,
+    log_prob=log_prob,
+    entropy=entropy,
+    decisions=decisions,
+    choice=choice,
+  )
+
+
+def _chosen(
+  observation: Observation, decisions: Decisions, draws: int
+) -> Choice:
+  """The choice that `distribution.to_decisions` turns into these decisions."""
+  blueprints = observation.scores.shape[1]
+  sown = decisions.action == int(Action.GERMINATE)
+  first = jnp.argsort(~sown)[:draws].astype(jnp.int32)  # stable: in row order
+  pair = first * blueprints + decisions.blueprint[first]
+  codes = jnp.asarray([int(move) for move in MOVES], jnp.int32)
+  same = decisions.action.reshape(-1, 1) == codes.reshape(1, -1)
+  return Choice(
+    growth=jnp.where(sown[first], pair, -1).astype(jnp.int32),
+    moves=same.argmax(axis=1).astype(jnp.int32),  # 0, waiting, where it grows
+  )
