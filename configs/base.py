@@ -52,7 +52,8 @@ def get_config() -> ConfigDict:
   config.optimizer.weight_decay = 1e-4
   config.optimizer.clip_norm = 0.0  # global norm per group; 0 = off
   # optimizer state when a seed is planted: "zero" keeps the old and starts
-  # the new at zero, "reset" restarts all, "copy" starts the new as a copy
+  # the new at zero, "global_count" too but at the host's step count, "reset"
+  # restarts all, "copy" starts the new as a copy
   config.optimizer.newborn = "zero"
   config.optimizer.newborn_warmup_steps = 50  # steps from 0 to full rate
 
@@ -66,6 +67,10 @@ def get_config() -> ConfigDict:
   config.train.chunk_steps = 0
   config.train.log_every = 50  # steps between two lines of metrics.jsonl
   config.train.max_steps = 0  # steps after which the run ends; 0 = no cap
+
+  config.eval = ConfigDict()
+  # whether a completed run reads the test set, once; False while tuning
+  config.eval.test = True
 
   config.kasmina = ConfigDict()
   config.kasmina.blueprints = ()  # names to choose from; () = all that fit

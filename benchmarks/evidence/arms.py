@@ -234,6 +234,18 @@ _ALL = (
   Arm(
     "C2z", "newborn state zero, no warm-up", (GROWN,), _newborn("zero", False)
   ),
+  Arm(
+    "C2g",
+    "newborn state zero, host's count",
+    (GROWN,),
+    _newborn("global_count", True),
+  ),
+  Arm(
+    "C2gn",
+    "host's count, no warm-up",
+    (GROWN,),
+    _newborn("global_count", False),
+  ),
   Arm("C2r", "all states reset at a birth", (GROWN,), _newborn("reset", True)),
   Arm("C2rn", "all reset, no warm-up", (GROWN,), _newborn("reset", False)),
   Arm("C2c", "newborn state copied", (GROWN,), _newborn("copy", True)),

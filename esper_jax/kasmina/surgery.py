@@ -24,9 +24,16 @@ from esper_jax.kasmina.slot import (
   seeds_at,
   with_seeds_at,
 )
-from esper_jax.types import InputError, Path, PyTree, SlotSpec, SlotTable
+from esper_jax.types import (
+  HOST_GROUP,
+  InputError,
+  Path,
+  PyTree,
+  SlotSpec,
+  SlotTable,
+)
 
-NEWBORN = ("zero", "reset", "copy")
+NEWBORN = ("zero", "global_count", "reset", "copy")
 
 
 class Growing(Protocol):
@@ -79,7 +86,10 @@ def germinate(
     blend: how its output joins, see `slot.BLEND_MODES`.
     proximal: strength of the pull on an isolated seed's output.
     newborn: "zero" keeps the survivors' optimizer state and starts the
-      newborn's afresh; "reset" starts every group afresh; "copy" lets the
+      newborn's afresh; "global_count" does so with the host's step count (one
+      optimizer for all parameters would; Adam's first steps are then up to
+      (1 - b1) / sqrt(1 - b2) times as long); "reset" starts every group
+      afresh; "copy" lets the
       newborn inherit the state of the latest seed of the same blueprint and
       shapes, where there is one.
     signal: (activations, cotangents) at the slot, for "gradient".
@@ -116,6 +126,8 @@ def germinate(
     state = state.replace(optimizer=fresh)
   donor = _donor(state, seed) if newborn == "copy" else None
   born = optimizer.init(seed.params)
+  if newborn == "global_count":
+    born = _with_counts(born, state.optimizer[HOST_GROUP])
   if donor is not None:
     born = jax.tree.map(jnp.copy, state.optimizer[donor])
   return plant(state, spec.name, name, seed, born), name
@@ -318,6 +330,19 @@ def _donor(state: Growing, seed: Seed) -> str | None:
     and jax.tree.map(jnp.shape, other.params) == shapes
   ]
   return min(groups, key=lambda g: int(state.age[g]), default=None)
+
+
+def _with_counts(born: PyTree, host: PyTree) -> PyTree:
+  """A group's optimizer state with the step counts of the host's."""
+  leaves = dict(jax.tree_util.tree_flatten_with_path(host)[0])
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: (
+      jnp.copy(leaves[path])
+      if jax.tree_util.keystr(path[-1:]) == ".count"
+      else leaf
+    ),
+    born,
+  )
 
 
 def _without(groups: Mapping[str, PyTree], group: str) -> dict[str, PyTree]:

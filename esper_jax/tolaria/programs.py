@@ -207,18 +207,26 @@ class Programs:
       lambda b: program.call(*view, b.images, b.labels, b.mask), batches
     )
 
-  def final_figures(self, run: Run) -> dict[str, float]:
-    """Validation and test: the test set is read here and nowhere else."""
+  def final_figures(self, run: Run, *, test: bool) -> dict[str, float]:
+    """Validation and test: the test set is read here and nowhere else.
+
+    Args:
+      run: after its last step.
+      test: whether to read it.
+    """
     validation, data = self._parts.validation, self._parts.data
     losses, hits = self.evaluate(run, validation)
-    batch = len(validation[0].mask)
-    test = measure.device_batches(data.test_images, data.test_labels, batch)
-    _, test_hits = self.evaluate(run, test)
-    return {
+    figures = {
       "val_loss": float(losses.mean()),
       "val_accuracy": float(hits.mean()),
-      "test_accuracy": float(test_hits.mean()),
     }
+    if test:
+      batches = measure.device_batches(
+        data.test_images, data.test_labels, len(validation[0].mask)
+      )
+      _, hits = self.evaluate(run, batches)
+      figures["test_accuracy"] = float(hits.mean())
+    return figures
 
   def evaluate_flops(self, run: Run, batch: EvalBatch) -> float:
     """FLOPs of one evaluation batch of the present topology."""

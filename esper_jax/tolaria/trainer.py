@@ -301,7 +301,8 @@ class Trainer:
 
   def _complete(self) -> dict[str, Any]:
     """Reads the test set, for the first and only time, and reports."""
-    figures = self._programs.final_figures(self.run)
+    test = self.config.eval.test
+    figures = self._programs.final_figures(self.run, test=test)
     self._store.wait()
     self._publish("run_finished", status="completed", **figures)
     return self._finish("completed", **figures)

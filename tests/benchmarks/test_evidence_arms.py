@@ -159,11 +159,13 @@ def test_the_optimizer_at_birth(tmp_path):
       config.optimizer.newborn,
       config.optimizer.newborn_warmup_steps,
     )
-    for name in ("C2z", "C2r", "C2rn", "C2c", "C2cn")
+    for name in ("C2z", "C2g", "C2gn", "C2r", "C2rn", "C2c", "C2cn")
     for config in [arms.configure(arms.ARMS[name], given)]
   }
   assert keys == {
     "C2z": ("zero", 0),
+    "C2g": ("global_count", 50),
+    "C2gn": ("global_count", 0),
     "C2r": ("reset", 50),
     "C2rn": ("reset", 0),
     "C2c": ("copy", 50),

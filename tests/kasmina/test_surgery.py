@@ -457,6 +457,20 @@ def test_newborn_reset_starts_every_group_afresh():
   same(new.average["host"], old.average["host"])
 
 
+def test_newborn_global_count_starts_at_zero_at_the_hosts_step():
+  state = trained(small_state(), 5)
+  new, key = germinate(state, VECTOR, "dense", newborn="global_count")
+  born = new.optimizer[f"encoder/slot/{key}"]
+  fresh = ADAM.init(seeds_at(new.seeds, VECTOR.name)[key].params)
+  count = optax.tree_utils.tree_get(state.optimizer["host"], "count")
+  assert int(count) > 1
+  same(born, optax.tree_utils.tree_set(fresh, count=count))
+  host = optax.tree_utils.tree_get(new.optimizer["host"], "count")
+  own = optax.tree_utils.tree_get(born, "count")
+  assert own is not host  # the step is given both to reuse
+  same(new.optimizer["host"], state.optimizer["host"])
+
+
 def test_newborn_copy_inherits_from_the_youngest_that_fits():
   wide = VECTOR
   narrow = SlotSpec("narrow", (4,), "float32", "features")

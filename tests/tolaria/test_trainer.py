@@ -296,6 +296,16 @@ def test_callbacks_come_last_and_in_order(watch):
   assert told == [("first", 1), ("second", 1), ("first", 2), ("second", 2)]
 
 
+def test_tuning_leaves_the_test_set_unread(watch):
+  run = watch(**{"eval.test": False}).train()
+  assert run.result["status"] == "completed"
+  assert run.result["test_accuracy"] is None
+  whole = watch().train()
+  assert whole.result["test_accuracy"] is not None
+  assert run.result["val_accuracy"] == whole.result["val_accuracy"]
+  assert run.result["total_flops"] < whole.result["total_flops"]
+
+
 def test_a_callback_may_stop_the_run(watch):
   run = watch(
     name="a", callbacks=[lambda t, m: t.stop() if m.epoch == 2 else None]
