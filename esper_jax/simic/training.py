@@ -127,6 +127,7 @@ def train(
   *,
   say: Callable[[str], None] = print,
   stop: Callable[[], bool] = lambda: False,
+  jit: Callable[..., Any] = jax.jit,
 ) -> Trained:
   """Trains, or takes up the run that the directory holds.
 
@@ -139,6 +140,7 @@ def train(
     work: the run directory, held by this process.
     say: takes the lines of progress.
     stop: asked after every iteration.
+    jit: compiles the programs; a hasty one serves tests.
 
   Returns:
     See `Trained`.
@@ -156,8 +158,8 @@ def train(
     f" {settings.held_out} held out, {environment.epochs} epochs,"
     f" {time.monotonic() - began:.0f} s"
   )
-  tester = _tester(actor, environment, prices, held_out)
-  updates = [jax.jit(phase.learner.update) for phase in phases]
+  tester = jit(_tester(actor, environment, prices, held_out))
+  updates = [jit(phase.learner.update) for phase in phases]
   run, meta = _resume(actor, phases, keys, work)
   done, start, number = meta["iteration"], meta["start"], meta["phase"]
   if done:
@@ -213,7 +215,6 @@ def train(
 def _tester(actor: Actor, environment: Any, prices: Prices, pool: Pool):
   """Makes params -> (mean return, figures by name), on the held-out pool."""
 
-  @jax.jit
   def score(params):
     found, trajectory = examine(actor, environment, params, pool, prices)
     outcome = trajectory.outcome
