@@ -1,0 +1,1 @@
+"""Simic: growth as an environment in which a policy learns."""
