@@ -25,8 +25,10 @@ def get_config(profile: str = "full") -> ConfigDict:
     config.training.held_out = 4
     config.training.test_every = 1
     config.population = ConfigDict(
-      {"steps": 2, "width": 4, "depth": 2, "units": (4,), "layers": (2,)}
+      {"steps": 2, "width": 8, "depth": 1, "units": (8,), "layers": (1,)}
     )
+    config.population.blueprints = ("lowrank_dense",)
+    config.population.missing = 0
     config.kasmina = ConfigDict({"epochs": 7})
     config.network = ConfigDict(
       {"width": 8, "layers": 1, "heads": 1, "hidden": 8}

@@ -18,7 +18,7 @@ from esper_jax.simic import (
   worlds,
 )
 from esper_jax.simic.actor import Actor
-from esper_jax.simic.environment import Environment
+from esper_jax.simic.records import Environment, Setting
 from esper_jax.simic.reward import Prices
 from esper_jax.tamiyo import policy, rules, traits
 from esper_jax.tamiyo.features import Limits
@@ -109,7 +109,7 @@ class Parts(NamedTuple):
   """What training and evaluation need.
 
   Attributes:
-    environment: see `environment.Environment`.
+    environment: see `records.Environment`.
     actor: the network.
     traits: of the blueprints, float32 [rows, blueprints, traits].
     prices: of the reward.
@@ -145,7 +145,7 @@ def build(settings: Mapping[str, Any]) -> Parts:
   def host(units: int, layers: int):
     return hosts.mlp(material.num_classes, width=units, depth=layers)
 
-  setting = environment.Setting(
+  setting = Setting(
     host=host(p.width, p.depth),
     material=material,
     names=p.blueprints,
@@ -187,7 +187,8 @@ def build(settings: Mapping[str, Any]) -> Parts:
     max_growths=life.max_growths,
     seeds_per_slot=life.seeds_per_slot,
   )
-  described = traits.describe(setting.grid.specs, p.blueprints)
+  specs = list(worlds.slots_of(setting.host, setting.example).values())
+  described = traits.describe(specs, p.blueprints)
   others = settings["tamiyo"]._replace(
     max_training_epochs=life.max_training_epochs,
     max_holding_epochs=life.max_holding_epochs,

@@ -78,7 +78,7 @@ class Player:
     """Runs the never-grown twins of the environments.
 
     Args:
-      environment: see `simic.environment.Environment`.
+      environment: see `simic.records.Environment`.
       prices: see `reward.Prices`.
       keys: typed random keys [environments]; what batch does not divide is
         played more than once and counted once.
@@ -156,7 +156,7 @@ def matched_coin(
   """Finds the probability at which `random` germinates as often.
 
   Args:
-    environment: see `simic.environment.Environment`.
+    environment: see `simic.records.Environment`.
     settings: of the policy; its probability is not read.
     germinated: per episode, on average.
     keys: of environments to try it in.
@@ -196,7 +196,7 @@ def compare(
   """Plays a learned policy and the others in `count` new environments.
 
   Args:
-    environment: see `simic.environment.Environment`.
+    environment: see `simic.records.Environment`.
     actor: the network.
     params: its parameters.
     prices: see `reward.Prices`.

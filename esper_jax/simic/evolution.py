@@ -20,9 +20,9 @@ from jax.flatten_util import ravel_pytree
 
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import Actor
-from esper_jax.simic.learner import Learner, draw, examine
+from esper_jax.simic.learning import Learner, draw, examine
 from esper_jax.simic.reward import Prices
-from esper_jax.simic.rollout import Pool
+from esper_jax.simic.rollout import Trials
 from esper_jax.tolaria.optimizers import with_own_promotion
 from esper_jax.types import PyTree
 
@@ -107,7 +107,7 @@ def learner(
     flat, _ = ravel_pytree(params)
     return State(params, adam.init(flat), key)
 
-  def update(state: State, pool: Pool):
+  def update(state: State, pool: Trials):
     key, pick, sow = jax.random.split(state.key, 3)
     drawn = draw(pool, pick, settings.environments)
     flat, unravel = ravel_pytree(state.params)

@@ -13,7 +13,7 @@ from flax import struct
 
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import Actor
-from esper_jax.simic.learner import (
+from esper_jax.simic.learning import (
   Learner,
   Moments,
   draw,
@@ -22,7 +22,7 @@ from esper_jax.simic.learner import (
   spread,
 )
 from esper_jax.simic.reward import Prices, returns
-from esper_jax.simic.rollout import Pool
+from esper_jax.simic.rollout import Trials
 from esper_jax.tamiyo.policy import Policy
 from esper_jax.tolaria.optimizers import with_own_promotion
 from esper_jax.types import PyTree
@@ -70,7 +70,7 @@ def learner(
 
   Args:
     actor: the network that learns.
-    environment: see `simic.environment.Environment`.
+    environment: see `simic.records.Environment`.
     teacher: the policy to copy.
     prices: of the returns that the value learns; see `reward.Prices`.
     settings: see `Settings`.
@@ -113,7 +113,7 @@ def learner(
     )
     return total, parts
 
-  def update(state: State, pool: Pool):
+  def update(state: State, pool: Trials):
     key, pick, own = jax.random.split(state.key, 3)
     drawn = draw(pool, pick, settings.environments)
     shown = rollout.play_policy(environment, teacher, drawn.keys, own)

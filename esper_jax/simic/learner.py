@@ -1,4 +1,7 @@
-"""What all learners have in common: two functions and a way to read them."""
+"""A network of an environment, and how it trains.
+
+The loss, the optimizer and the warm-up of newborns are `tolaria.steps`' own.
+"""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -7,96 +10,187 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from esper_jax.simic import actor as acting
-from esper_jax.simic import rollout
-from esper_jax.simic.actor import Actor
-from esper_jax.simic.reward import Prices, returns
-from esper_jax.simic.rollout import Pool, Trajectory
-from esper_jax.types import PyTree
+from esper_jax.hosts.host import Host
+from esper_jax.simic.planted import Grid, Leaves, Pool, where
+from esper_jax.tolaria import steps
+from esper_jax.tolaria.steps import StepOptions
+from esper_jax.types import HOST_GROUP, PyTree
 
 
-class Learner(NamedTuple):
-  """How parameters become better; a learner's state is a PyTree of arrays.
-
-  Attributes:
-    init: (parameters, key) -> state.
-    update: (state, pool) -> (state, float32 [] by name). One iteration, from
-      the episodes to the new parameters: jit it as it is.
-    params: state -> parameters.
-  """
-
-  init: Callable[[PyTree, jax.Array], Any]
-  update: Callable[[Any, Pool], tuple[Any, dict[str, jax.Array]]]
-  params: Callable[[Any], PyTree]
-
-
-class Moments(struct.PyTreeNode):
-  """Running mean and spread of the returns, for the value head.
+class Learner(struct.PyTreeNode):
+  """What one training step turns into the next; see `TrainState`.
 
   Attributes:
-    weight: float32 []. How much has been seen, at most 1.
-    mean: float32 []. Not yet divided by the weight.
-    square: float32 []. Of the squares, likewise.
+    step: int32 []. Steps done.
+    params: the host's.
+    collections: the host's other variables.
+    pool: the seeds' parameters, [rows, ...].
+    leaves: which seeds live.
+    optimizer: state of the host's group.
+    pool_optimizer: of the rows', [rows, ...].
+    age: int32 [rows], steps since the row's seed was born.
+    rate: float32 []. Factor on the learning rate.
   """
 
-  weight: jax.Array
-  mean: jax.Array
-  square: jax.Array
+  step: jax.Array
+  params: PyTree
+  collections: dict[str, PyTree]
+  pool: Pool
+  leaves: Leaves
+  optimizer: PyTree
+  pool_optimizer: PyTree
+  age: jax.Array
+  rate: jax.Array
 
 
-def no_moments() -> Moments:
-  """Makes the moments of nothing: mean 0, deviation 0."""
-  zero = jnp.zeros((), jnp.float32)
-  return Moments(zero, zero, zero)
+class Epoch(NamedTuple):
+  """What an epoch of training told, of the mean step.
+
+  Attributes:
+    loss: float32 []. Mean over examples.
+    accuracy: float32 [].
+    host_square: float32 []. Mean square of the host's gradient.
+    row_square: float32 [rows]. Sum of squares of the row's gradient.
+    finite: bool [rows]. Whether every gradient of the row was finite.
+  """
+
+  loss: jax.Array
+  accuracy: jax.Array
+  host_square: jax.Array
+  row_square: jax.Array
+  finite: jax.Array
 
 
-def follow(moments: Moments, values: jax.Array, rate: float) -> Moments:
-  """Moves the moments towards those of new values, any shape."""
-
-  def towards(old, new):
-    return old + rate * (new - old)
-
-  return Moments(
-    towards(moments.weight, 1.0),
-    towards(moments.mean, values.mean()),
-    towards(moments.square, (values**2).mean()),
+def dormant(
+  grid: Grid,
+  options: StepOptions,
+  params: PyTree,
+  collections: dict[str, PyTree],
+  rate: jax.Array,
+) -> Learner:
+  """A network at birth, nothing planted."""
+  rows = len(grid.paths)
+  zero = jnp.zeros((rows,), jnp.float32)
+  pool = jax.tree.map(lambda x: jnp.stack([x] * rows), grid.empty())
+  return Learner(
+    step=jnp.zeros((), jnp.int32),
+    params=params,
+    collections=collections,
+    pool=pool,
+    leaves=Leaves(jnp.full((rows,), -1, jnp.int32), zero, zero, zero),
+    optimizer=options.optimizer.init(params),
+    pool_optimizer=jax.vmap(options.optimizer.init)(pool),
+    age=jnp.zeros((rows,), jnp.int32),
+    rate=rate,
   )
 
 
-def spread(moments: Moments) -> tuple[jax.Array, jax.Array]:
-  """Gives (mean, deviation), float32 [] each; unbiased from the start on.
+def plant(
+  learner: Learner,
+  grid: Grid,
+  options: StepOptions,
+  *,
+  born: jax.Array,
+  blueprint: jax.Array,
+  keys: jax.Array,
+) -> Learner:
+  """Draws seeds anew; every other row stays as it is.
 
-  While nothing is known both are 0: a value in these deviations then counts
-  for nothing.
+  Args:
+    learner: of the environment.
+    grid: where seeds are.
+    options: of the training step.
+    born: bool [rows]. Where a seed is planted.
+    blueprint: int32 [rows]. Which.
+    keys: [rows], consumed.
   """
-  known = moments.weight > 0
-  weight = jnp.where(known, moments.weight, 1.0)
-  mean = moments.mean / weight
-  variance = jnp.maximum(moments.square / weight - mean**2, 1e-8)
-  return mean, jnp.where(known, jnp.sqrt(variance), 0.0)
+
+  def renew(now, column, key, pool, optimizer):
+    fresh = grid.draw(key, column)
+    born = fresh, options.optimizer.init(fresh)
+    return where(now, born, (pool, optimizer))
+
+  pool, optimizer = jax.vmap(renew)(
+    born, blueprint, keys, learner.pool, learner.pool_optimizer
+  )
+  return learner.replace(
+    pool=pool,
+    pool_optimizer=optimizer,
+    age=jnp.where(born, 0, learner.age),
+  )
 
 
-def draw(pool: Pool, key: jax.Array, count: int) -> Pool:
-  """Draws environments of a pool, without repetition where it has enough."""
-  size = pool.keys.shape[0]
-  index = jax.random.choice(key, size, (count,), replace=count > size)
-  return pool.take(index)
+def make_train(host: Host, grid: Grid, options: StepOptions) -> Callable:
+  """Builds one epoch.
 
-
-def examine(
-  actor: Actor,
-  environment: Any,
-  params: PyTree,
-  pool: Pool,
-  prices: Prices,
-) -> tuple[jax.Array, Trajectory]:
-  """Lets the network decide greedily in every environment of a pool.
-
-  Returns:
-    (float32 [environments] returns, the `Trajectory`).
+  (Learner, images uint8 [train, ...], labels int32 [train], indices int32
+  [steps, batch]) -> (Learner, Epoch).
   """
-  decide = acting.greedy(actor, params)
-  trajectory = jax.vmap(
-    lambda key: rollout.play(environment, decide, (), key, key)
-  )(pool.keys)
-  return returns(trajectory.outcome, pool.still, prices), trajectory
+  loss_fn = steps.make_loss(host, options)
+
+  def step(learner: Learner, x: jax.Array, y: jax.Array) -> Any:
+    groups = {HOST_GROUP: learner.params, **grid.groups(learner.pool)}
+    seeds = grid.seeds(learner.pool, learner.leaves)
+    (loss, (collections, _, hits)), gradients = jax.value_and_grad(
+      loss_fn, has_aux=True
+    )(groups, learner.collections, seeds, x, y, None)
+    rate = options.learning_rate(learner.step) * learner.rate
+    params, optimizer = steps.move(
+      options,
+      learner.params,
+      gradients[HOST_GROUP],
+      learner.optimizer,
+      rate=rate,
+    )
+    own = grid.gathered(gradients)
+
+    def move_row(pool, gradient, optimizer, age, multiplier):
+      return steps.move_seed(
+        options,
+        pool,
+        gradient,
+        optimizer,
+        rate=rate,
+        age=age,
+        multiplier=multiplier,
+      )
+
+    pool, pool_optimizer = jax.vmap(move_row)(
+      learner.pool,
+      own,
+      learner.pool_optimizer,
+      learner.age,
+      learner.leaves.updates,
+    )
+    learner = learner.replace(
+      step=learner.step + 1,
+      params=params,
+      collections=collections,
+      pool=pool,
+      optimizer=optimizer,
+      pool_optimizer=pool_optimizer,
+      age=learner.age + 1,
+    )
+    row_square = jnp.square(own.kernels).sum(axis=(1, 2))
+    row_square += jnp.square(own.vectors).sum(axis=1)
+    told = Epoch(
+      loss, hits, steps.mean_square(gradients[HOST_GROUP]), row_square,
+      jnp.isfinite(row_square),
+    )  # fmt: skip
+    return learner, told
+
+  def train(learner, images, labels, indices):
+    def body(learner, row):
+      x = options.preprocess(images[row], None)
+      return step(learner, x, labels[row])
+
+    learner, told = jax.lax.scan(body, learner, indices)
+    return learner, Epoch(
+      loss=told.loss.mean(),
+      accuracy=told.accuracy.sum() / indices.size,
+      host_square=told.host_square.sum(),
+      row_square=told.row_square.sum(axis=0),
+      finite=told.finite.all(axis=0),
+    )
+
+  return train

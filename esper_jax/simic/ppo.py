@@ -16,7 +16,7 @@ from flax import struct
 
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import Actor, drawing
-from esper_jax.simic.learner import (
+from esper_jax.simic.learning import (
   Learner,
   Moments,
   draw,
@@ -25,7 +25,7 @@ from esper_jax.simic.learner import (
   spread,
 )
 from esper_jax.simic.reward import Prices, returns, rewards
-from esper_jax.simic.rollout import Pool
+from esper_jax.simic.rollout import Trials
 from esper_jax.tamiyo.observation import Observation
 from esper_jax.tolaria.optimizers import with_own_promotion
 from esper_jax.types import PyTree
@@ -227,7 +227,7 @@ def learner(
 
   Args:
     actor: the network that learns.
-    environment: see `simic.environment.Environment`.
+    environment: see `simic.records.Environment`.
     prices: see `reward.Prices`.
     settings: see `Settings`; minibatches must divide environments.
   """
@@ -247,7 +247,7 @@ def learner(
       iteration=jnp.zeros((), jnp.int32),
     )
 
-  def collect(state: State, pool: Pool, key: jax.Array):
+  def collect(state: State, pool: Trials, key: jax.Array):
     pick, own = jax.random.split(key)
     drawn = draw(pool, pick, settings.environments)
     decide = drawing(actor, state.params)
@@ -282,7 +282,7 @@ def learner(
     }
     return batch, moments, figures
 
-  def update(state: State, pool: Pool):
+  def update(state: State, pool: Trials):
     key, playing, shuffling = jax.random.split(state.key, 3)
     batch, moments, figures = collect(state, pool, playing)
     done = state.iteration.astype(jnp.float32) / settings.iterations

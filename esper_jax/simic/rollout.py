@@ -42,7 +42,7 @@ class Trajectory(struct.PyTreeNode):
   record: PyTree
 
 
-class Pool(struct.PyTreeNode):
+class Trials(struct.PyTreeNode):
   """Environments by their keys, each with its never-grown run.
 
   Attributes:
@@ -54,7 +54,7 @@ class Pool(struct.PyTreeNode):
   keys: jax.Array
   still: Any
 
-  def take(self, index: jax.Array) -> "Pool":
+  def take(self, index: jax.Array) -> "Trials":
     """Picks environments by int32 index, any shape."""
     return jax.tree.map(lambda leaf: leaf[index], self)
 
@@ -69,7 +69,7 @@ def play(
   """Plays one episode.
 
   Args:
-    environment: see `simic.environment.Environment`.
+    environment: see `simic.records.Environment`.
     decide: see `Decide`.
     memory: what the policy carries from epoch to epoch, at the start.
     key: of the environment.
@@ -139,9 +139,9 @@ def play_still(environment: Any, keys: jax.Array) -> Any:
   return jax.vmap(one)(keys)
 
 
-def make_pool(
+def make_trials(
   environment: Any, key: jax.Array, size: int, *, batch: int = 64
-) -> Pool:
+) -> Trials:
   """Draws environments and runs the never-grown twin of each, once.
 
   Args:
@@ -160,7 +160,7 @@ def make_pool(
     part = twin(keys[first : first + batch])
     parts.append(jax.tree.map(lambda x, s=start - first: x[s:], part))
   still = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-  return Pool(keys, still)
+  return Trials(keys, still)
 
 
 def free(observation: Observation) -> jax.Array:

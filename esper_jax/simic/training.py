@@ -16,9 +16,9 @@ from flax import struct
 
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import Actor
-from esper_jax.simic.learner import Learner, examine
+from esper_jax.simic.learning import Learner, examine
 from esper_jax.simic.reward import Prices
-from esper_jax.simic.rollout import Pool
+from esper_jax.simic.rollout import Trials
 from esper_jax.tolaria import checkpoints, workdir
 from esper_jax.tolaria.arrays import flatten, restore_into
 from esper_jax.tolaria.workdir import Workdir
@@ -133,7 +133,7 @@ def train(
 
   Args:
     actor: the network that learns.
-    environment: see `simic.environment.Environment`.
+    environment: see `simic.records.Environment`.
     phases: in turn; each starts from the parameters the one before ended with.
     prices: see `reward.Prices`.
     settings: see `Settings`.
@@ -151,8 +151,8 @@ def train(
   """
   began = time.monotonic()
   keys = keys_of(settings.seed)
-  pool = rollout.make_pool(environment, keys.train, settings.environments)
-  held_out = rollout.make_pool(environment, keys.held_out, settings.held_out)
+  pool = rollout.make_trials(environment, keys.train, settings.environments)
+  held_out = rollout.make_trials(environment, keys.held_out, settings.held_out)
   say(
     f"environments {settings.environments} to train on,"
     f" {settings.held_out} held out, {environment.epochs} epochs,"
@@ -212,7 +212,7 @@ def train(
   )
 
 
-def _tester(actor: Actor, environment: Any, prices: Prices, pool: Pool):
+def _tester(actor: Actor, environment: Any, prices: Prices, pool: Trials):
   """Makes params -> (mean return, figures by name), on the held-out pool."""
 
   def score(params):

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.simic import evolution, imitation, rollout
-from esper_jax.simic.learner import examine
+from esper_jax.simic.learning import examine
 from esper_jax.simic.reward import Prices, returns
 from esper_jax.tamiyo import policy
 from tests.simic import toy
@@ -31,7 +31,7 @@ def test_the_gradient_by_hand():
 
 def test_evolution_improves_on_the_toy():
   free = Prices(0.0, 0.0)
-  pool = toy.pool()
+  pool = toy.trials()
   settings = evolution.Settings(
     pairs=24, environments=12, deviation=0.5, learning_rate=0.3
   )
@@ -48,7 +48,7 @@ def test_evolution_improves_on_the_toy():
 
 
 def test_imitation_copies_its_teacher():
-  pool = toy.pool()
+  pool = toy.trials()
   teacher = policy.make(
     "heuristic", warmup_epochs=0, max_adaptations_per_epoch=1
   )

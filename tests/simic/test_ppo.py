@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.simic import ppo, rollout
-from esper_jax.simic.learner import examine, follow, no_moments, spread
+from esper_jax.simic.learning import examine, follow, no_moments, spread
 from esper_jax.simic.reward import Prices
 from tests.simic import toy
 
@@ -72,7 +72,7 @@ SETTINGS = ppo.Settings(
 
 def test_ppo_solves_the_toy():
   key = jax.random.key(0)
-  pool = toy.pool()
+  pool = toy.trials()
   learner = ppo.learner(toy.ACTOR, toy.ENVIRONMENT, PRICES, SETTINGS)
   update = toy.fast_jit(learner.update)
 

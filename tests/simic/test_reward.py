@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.simic import rollout
-from esper_jax.simic.environment import Outcome
+from esper_jax.simic.records import Outcome
 from esper_jax.simic.reward import Prices, returns, rewards, standing
 from tests.simic import hacks, toy
 

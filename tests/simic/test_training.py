@@ -5,7 +5,7 @@ import numpy as np
 
 from esper_jax.oona import jsonl
 from esper_jax.simic import evolution, ppo, training
-from esper_jax.simic.learner import Learner
+from esper_jax.simic.learning import Learner
 from esper_jax.simic.reward import Prices
 from esper_jax.tolaria import workdir
 from tests.simic import toy

@@ -19,7 +19,7 @@ from flax import struct
 from esper_jax.kasmina import lifecycle
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import Actor
-from esper_jax.simic.environment import Environment, Outcome
+from esper_jax.simic.records import Environment, Outcome
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo import shepherd
 from esper_jax.types import Action, Stage
@@ -283,6 +283,6 @@ ACTOR = Actor(
 
 
 @functools.cache
-def pool():
+def trials():
   """64 environments with their twins, compiled once a process."""
-  return rollout.make_pool(ENVIRONMENT, jax.random.key(0), 64)
+  return rollout.make_trials(ENVIRONMENT, jax.random.key(0), 64)
