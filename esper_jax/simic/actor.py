@@ -103,16 +103,22 @@ def of_network(
     return (logits, observation), value
 
   def sample(both, key):
-    return distribution.sample(*both, key, draws=draws, lanes=lanes)
+    logits, observation = both
+    return distribution.sample(
+      logits, observation, key, draws=draws, lanes=lanes
+    )
 
   def mode(both):
-    return distribution.mode(*both, draws=draws, lanes=lanes)
+    logits, observation = both
+    return distribution.mode(logits, observation, draws=draws, lanes=lanes)
 
   def log_prob(both, choice):
-    return distribution.log_prob(*both, choice, lanes=lanes)
+    logits, observation = both
+    return distribution.log_prob(logits, observation, choice, lanes=lanes)
 
   def entropy(both):
-    return distribution.entropy(*both, draws=draws, lanes=lanes)
+    logits, observation = both
+    return distribution.entropy(logits, observation, draws=draws, lanes=lanes)
 
   def decisions(both, choice):
     logits, observation = both

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from esper_jax.data import augment, datasets
 from esper_jax.kasmina.records import Rules
@@ -140,7 +141,7 @@ def build(settings: Mapping[str, Any]) -> Parts:
 
   def preprocess(images: jax.Array, key: jax.Array | None) -> jax.Array:
     del key  # nothing is augmented
-    return augment.normalize(images, material.mean, material.std, "float32")
+    return augment.normalize(images, material.mean, material.std, jnp.float32)
 
   def host(units: int, layers: int):
     return hosts.mlp(material.num_classes, width=units, depth=layers)

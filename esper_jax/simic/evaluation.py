@@ -126,9 +126,9 @@ class Player:
     count = self._keys.shape[0]
     places = jnp.arange(count, dtype=jnp.int32) // self._batch
     outcome = self._by_batch(lambda k, n: play(k, n[0]), self._keys, places)
-    earned = returns(
-      *jax.tree.map(jnp.asarray, (outcome, self._still)), self._prices
-    )
+    outcome = jax.tree.map(jnp.asarray, outcome)
+    still = jax.tree.map(jnp.asarray, self._still)
+    earned = returns(outcome, still, self._prices)
 
     def final(values):
       return np.asarray(values[:, -1], np.float64)
@@ -229,9 +229,9 @@ def document(played: Mapping[str, Played]) -> dict[str, Any]:
   for name, theirs in played.items():
     sown = theirs.germinated.sum()
     share = theirs.fossilized.sum() / sown if sown else None
-    figures = {k: float(v.mean()) for k, v in theirs._asdict().items()} | {
-      "fossilized_share": None if share is None else float(share)
-    }
+    figures: dict[str, Any] = {
+      k: float(v.mean()) for k, v in theirs._asdict().items()
+    } | {"fossilized_share": None if share is None else float(share)}
     if name != LEARNED:
       figures["learned_less_this"] = {
         "earned": paired(ours.earned, theirs.earned)._asdict(),
@@ -267,7 +267,8 @@ def table(played: Mapping[str, Played]) -> str:
         f"{figures['germinated']:.2f} / {figures['fossilized']:.2f} /"
         f" {figures['culled']:.2f}",
         "-" if share is None else f"{100 * share:.0f} %",
-        *(_words(less.get(part)) for part in ("earned", "accuracy")),
+        _words(less.get("earned")),
+        _words(less.get("accuracy")),
       )
     )
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -13,6 +13,7 @@ from esper_jax.tolaria.stopping import Stopping
 from esper_jax.tolaria.store import environment as versions
 from esper_jax.types import InputError
 from esper_jax.urza import kept
+from esper_jax.urza.artefact import Damaged
 from esper_jax.urza.registry import open_registry
 
 POLICY = "policy.safetensors"  # in the run directory
@@ -102,6 +103,29 @@ def train(
   return result
 
 
+def find(policy: str, *, registry: str = "") -> policy_file.PolicyFile:
+  """Reads a policy: a file, or where there is none what Urza keeps so named.
+
+  Args:
+    policy: path, or name.
+    registry: layer of Urza to look in; "" = the user's.
+
+  Raises:
+    InputError: there is neither, or it is damaged.
+  """
+  if os.path.exists(policy) or not kept.NAME.fullmatch(policy):
+    return policy_file.load(policy)
+  try:
+    blob = open_registry(registry).kept("policies", policy).blob
+  except KeyError:
+    raise InputError(
+      f"--policy={policy}: no such file, and Urza keeps no policy so named"
+    ) from None
+  except Damaged as damage:
+    raise InputError(f"--policy={policy}: {damage}") from damage
+  return policy_file.from_bytes(blob or b"", f"the policy '{policy}' in Urza")
+
+
 def evaluate(
   policy: str,
   settings: Mapping[str, Any] | None,
@@ -125,7 +149,7 @@ def evaluate(
     InputError: there is no such policy, its file is damaged, or it says too
       little about the environments.
   """
-  found = policy_file.load(policy, registry=registry)
+  found = find(policy, registry=registry)
   provenance = found.provenance
   if settings is None:
     nested: dict[str, dict[str, Any]] = {}
