@@ -27,7 +27,7 @@ def get_config(profile: str = "full") -> ConfigDict:
     config.population = ConfigDict(
       {"steps": 2, "width": 8, "depth": 1, "units": (8,), "layers": (1,)}
     )
-    config.population.blueprints = ("lowrank_dense",)
+    config.population.blueprints = ("bottleneck_dense",)
     config.population.missing = 0
     config.kasmina = ConfigDict({"epochs": 7})
     config.network = ConfigDict(

@@ -6,7 +6,7 @@ learned policy, so that what is left is where and when.
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,11 +19,10 @@ from esper_jax.simic.actor import Actor, greedy
 from esper_jax.simic.reward import Prices, returns
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tamiyo import rules
-from esper_jax.tamiyo.policy import Policy
 from esper_jax.types import PyTree
 
 LEARNED = "learned"
-BASELINES = ("never", "periodic", "random", "heuristic")
+POLICIES = (LEARNED, "never", "periodic", "random", "heuristic")
 _HALVINGS = 8  # the coin's probability is found to 1 part in 256
 
 
@@ -69,115 +68,85 @@ def paired(one: np.ndarray, other: np.ndarray) -> Interval:
   return Interval(mean, mean - half, mean + half)
 
 
-class Player:
-  """Plays policies in the same environments, some at a time."""
-
-  def __init__(
-    self, environment: Any, prices: Prices, keys: jax.Array, *, batch: int = 64
-  ):
-    """Runs the never-grown twins of the environments.
-
-    Args:
-      environment: see `simic.records.Environment`.
-      prices: see `reward.Prices`.
-      keys: typed random keys [environments]; what batch does not divide is
-        played more than once and counted once.
-      batch: environments that run at a time; a bound on the memory.
-    """
-    self._environment, self._prices, self._keys = environment, prices, keys
-    self._batch = min(batch, keys.shape[0])
-    self._still = self._by_batch(
-      jax.jit(lambda keys: rollout.play_still(environment, keys)), keys
-    )
-
-  def play(self, policy: Policy) -> Played:
-    """Plays one of Tamiyo's policies."""
-
-    def one(keys, index):
-      own = jax.random.fold_in(jax.random.key(0), index)
-      played = rollout.play_policy(self._environment, policy, keys, own)
-      return played.outcome
-
-    return self._played(jax.jit(one))
-
-  def play_greedily(self, actor: Actor, params: PyTree) -> Played:
-    """Lets a network decide greedily."""
-
-    def one(keys, index):
-      del index
-      decide = greedy(actor, params)
-      play = rollout.play
-      return jax.vmap(
-        lambda key: play(self._environment, decide, (), key, key).outcome
-      )(keys)
-
-    return self._played(jax.jit(one))
-
-  def _by_batch(self, play: Callable[..., Any], *parts: Any) -> Any:
-    size, out = self._keys.shape[0], []
-    for start in range(0, size, self._batch):
-      first = min(start, size - self._batch)
-      some = [part[first : first + self._batch] for part in parts]
-      got = jax.tree.map(lambda x, s=start - first: x[s:], play(*some))
-      out.append(jax.device_get(got))
-    return jax.tree.map(lambda *leaves: np.concatenate(leaves), *out)
-
-  def _played(self, play: Callable[..., Any]) -> Played:
-    count = self._keys.shape[0]
-    places = jnp.arange(count, dtype=jnp.int32) // self._batch
-    outcome = self._by_batch(lambda k, n: play(k, n[0]), self._keys, places)
-    outcome = jax.tree.map(jnp.asarray, outcome)
-    still = jax.tree.map(jnp.asarray, self._still)
-    earned = returns(outcome, still, self._prices)
-
-    def final(values):
-      return np.asarray(values[:, -1], np.float64)
-
-    def total(values):
-      return np.asarray(values.sum(axis=1), np.float64)
-
-    return Played(
-      earned=np.asarray(earned, np.float64),
-      accuracy=final(outcome.report_accuracy),
-      validation=final(outcome.val_accuracy),
-      parameters=final(outcome.parameters),
-      germinated=total(outcome.germinated),
-      fossilized=total(outcome.fossilized),
-      culled=total(outcome.culled),
-    )
-
-
-def matched_coin(
-  environment: Any,
-  settings: rules.Settings,
-  germinated: float,
-  keys: jax.Array,
-) -> float:
-  """Finds the probability at which `random` germinates as often.
+def make_play(
+  environment: Any, actor: Actor, settings: rules.Settings
+) -> Callable[..., Any]:
+  """Builds one program for all policies: an environment takes long to compile.
 
   Args:
     environment: see `simic.records.Environment`.
-    settings: of the policy; its probability is not read.
-    germinated: per episode, on average.
-    keys: of environments to try it in.
+    actor: the network of the learned policy.
+    settings: of the others; the probability is an argument of the program.
+
+  Returns:
+    (which of POLICIES int32 [], parameters, probability of `random` float32
+    [], keys [environments]) -> `Outcome`, [environments, epochs].
+  """
+
+  def play(which, params, probability, keys):
+    coin = settings._replace(probability=probability)
+    others = [
+      policies.make("never"),
+      policies.make("periodic", **settings._asdict()),
+      policies.from_rule("random", rules.random(coin), coin),
+      policies.make("heuristic", **settings._asdict()),
+    ]
+    own = greedy(actor, params)
+
+    def decide(memory, observation, key):
+      _, first, _ = own((), observation, key)
+      every, after = [first], []
+      for policy, state in zip(others, memory, strict=True):
+        state, decisions = policy.decide(state, observation, key)
+        every.append(decisions)
+        after.append(state)
+      chosen = jax.tree.map(lambda *d: jnp.stack(d)[which], *every)
+      return tuple(after), chosen, ()
+
+    def one(key):
+      mine = jax.random.fold_in(key, 1)
+      memory = tuple(policy.init(mine) for policy in others)
+      return rollout.play(environment, decide, memory, key, mine).outcome
+
+    return jax.vmap(one)(keys)
+
+  return play
+
+
+def _played(outcome: Any, still: Any, prices: Prices) -> Played:
+  def final(values):
+    return np.asarray(values[:, -1], np.float64)
+
+  def total(values):
+    return np.asarray(values.sum(axis=1), np.float64)
+
+  return Played(
+    earned=np.asarray(returns(outcome, still, prices), np.float64),
+    accuracy=final(outcome.report_accuracy),
+    validation=final(outcome.val_accuracy),
+    parameters=final(outcome.parameters),
+    germinated=total(outcome.germinated),
+    fossilized=total(outcome.fossilized),
+    culled=total(outcome.culled),
+  )
+
+
+def match_coin(count: Callable[[float], float], germinated: float) -> float:
+  """Finds the probability at which `random` germinates as often.
+
+  Args:
+    count: probability -> germinations per episode, nowhere falling.
+    germinated: the same of the policy to match.
 
   Returns:
     A probability; 1 where even that germinates less.
   """
-
-  @jax.jit
-  def count(probability):
-    own = settings._replace(probability=probability)
-    policy = policies.from_rule("random", rules.random(own), own)
-    played = rollout.play_policy(environment, policy, keys, jax.random.key(1))
-    return played.outcome.germinated.sum(axis=1).astype(jnp.float32).mean()
-
   low, high = 0.0, 1.0
-  if float(count(jnp.float32(high))) <= germinated:
+  if count(high) <= germinated:
     return high
   for _ in range(_HALVINGS):
     middle = (low + high) / 2
-    more = float(count(jnp.float32(middle))) > germinated
+    more = count(middle) > germinated
     low, high = (low, middle) if more else (middle, high)
   return (low + high) / 2
 
@@ -191,7 +160,8 @@ def compare(
   key: jax.Array,
   count: int,
   *,
-  baselines: Sequence[str] = BASELINES,
+  batch: int = 64,
+  jit: Callable[..., Any] = jax.jit,
 ) -> dict[str, Played]:
   """Plays a learned policy and the others in `count` new environments.
 
@@ -203,22 +173,36 @@ def compare(
     settings: of the others.
     key: decides which environments.
     count: of environments, at least 2.
-    baselines: which others, out of BASELINES.
+    batch: of them that run at a time; a bound on the memory.
+    jit: compiles the program; a hasty one serves tests.
 
   Returns:
-    name -> `Played`, LEARNED first.
+    name -> `Played`, in the order of POLICIES. The coin is matched in other
+    environments than those of the comparison, a batch of them.
   """
   apart, trial = jax.random.split(key)
-  player = Player(environment, prices, jax.random.split(apart, count))
-  out = {LEARNED: player.play_greedily(actor, params)}
-  for name in baselines:
-    own = settings
-    if name == "random":
-      often = float(out[LEARNED].germinated.mean())
-      tries = jax.random.split(trial, min(count, 64))
-      chance = matched_coin(environment, settings, often, tries)
-      own = settings._replace(probability=chance)
-    out[name] = player.play(policies.make(name, **own._asdict()))
+  batch = min(batch, count)
+  keys = jax.random.split(apart, count)
+  tries = jax.random.split(trial, batch)
+  play = jit(make_play(environment, actor, settings))
+
+  def run(name: str, some: jax.Array, probability: float = 0.0) -> Any:
+    which = jnp.int32(POLICIES.index(name))
+    chance = jnp.float32(probability)
+    return rollout.by_batch(
+      lambda k: play(which, params, chance, k), some, batch
+    )
+
+  def often(probability: float) -> float:
+    sown = run("random", tries, probability).germinated.sum(axis=1)
+    return float(sown.astype(jnp.float32).mean())
+
+  still = run("never", keys)
+  out = {LEARNED: _played(run(LEARNED, keys), still, prices)}
+  chance = match_coin(often, float(out[LEARNED].germinated.mean()))
+  for name in POLICIES[1:]:
+    outcome = still if name == "never" else run(name, keys, chance)
+    out[name] = _played(outcome, still, prices)
   return out
 
 

@@ -140,7 +140,12 @@ def play_still(environment: Any, keys: jax.Array) -> Any:
 
 
 def make_trials(
-  environment: Any, key: jax.Array, size: int, *, batch: int = 64
+  environment: Any,
+  key: jax.Array,
+  size: int,
+  *,
+  batch: int = 64,
+  still: Callable[[jax.Array], Any] | None = None,
 ) -> Trials:
   """Draws environments and runs the never-grown twin of each, once.
 
@@ -149,18 +154,32 @@ def make_trials(
     key: decides which environments.
     size: how many.
     batch: how many run at a time; a bound on the memory.
+    still: keys -> `Outcome`, as `play_still` does it; None compiles that.
   """
   keys = jax.random.split(key, size)
-  twin = jax.jit(lambda some: play_still(environment, some))
+  run = still or jax.jit(lambda some: play_still(environment, some))
+  return Trials(keys, by_batch(run, keys, batch))
+
+
+def by_batch(run: Callable[[jax.Array], Any], keys: jax.Array, batch: int):
+  """Runs a program on some keys at a time.
+
+  Args:
+    run: keys [batch] -> arrays [batch, ...].
+    keys: [n].
+    batch: at most so many at a time.
+
+  Returns:
+    The arrays of all, [n, ...].
+  """
+  size, parts = keys.shape[0], []
   batch = min(batch, size)
-  parts = []
   for start in range(0, size, batch):
     # A whole batch each time, the last one overlapping: one program does.
     first = min(start, size - batch)
-    part = twin(keys[first : first + batch])
+    part = run(keys[first : first + batch])
     parts.append(jax.tree.map(lambda x, s=start - first: x[s:], part))
-  still = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
-  return Trials(keys, still)
+  return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
 
 
 def free(observation: Observation) -> jax.Array:

@@ -15,10 +15,11 @@ import jax.numpy as jnp
 from flax import struct
 
 from esper_jax.simic import rollout
-from esper_jax.simic.actor import Actor
-from esper_jax.simic.learning import Learner, examine
-from esper_jax.simic.reward import Prices
-from esper_jax.simic.rollout import Trials
+from esper_jax.simic.actor import Actor, greedy
+from esper_jax.simic.learning import Learner
+from esper_jax.simic.reward import Prices, returns
+from esper_jax.simic.rollout import Trajectory, Trials
+from esper_jax.tamiyo import shepherd
 from esper_jax.tolaria import checkpoints, workdir
 from esper_jax.tolaria.arrays import flatten, restore_into
 from esper_jax.tolaria.workdir import Workdir
@@ -151,17 +152,29 @@ def train(
   """
   began = time.monotonic()
   keys = keys_of(settings.seed)
-  pool = rollout.make_trials(environment, keys.train, settings.environments)
-  held_out = rollout.make_trials(environment, keys.held_out, settings.held_out)
+  run, meta = _resume(actor, phases, keys, work)
+  done, start, number = meta["iteration"], meta["start"], meta["phase"]
+  if number == len(phases):
+    say(f"this run is complete: {done} iterations")
+    return Trained(run.best, float(run.score), done, True, 0.0)
+  watch = jit(_make_watch(actor, environment))
+
+  def trials(key: jax.Array, size: int) -> Trials:
+    def still(some):
+      return watch(run.best, some, jnp.asarray(False)).outcome
+
+    batch = settings.held_out  # one program for twins and tests
+    return rollout.make_trials(environment, key, size, batch=batch, still=still)
+
+  pool = trials(keys.train, settings.environments)
+  held_out = trials(keys.held_out, settings.held_out)
   say(
     f"environments {settings.environments} to train on,"
     f" {settings.held_out} held out, {environment.epochs} epochs,"
     f" {time.monotonic() - began:.0f} s"
   )
-  tester = jit(_tester(actor, environment, prices, held_out))
+  judge = jit(lambda played: _judge(played, held_out.still, prices))
   updates = [jit(phase.learner.update) for phase in phases]
-  run, meta = _resume(actor, phases, keys, work)
-  done, start, number = meta["iteration"], meta["start"], meta["phase"]
   if done:
     say(f"resumed after {done} iterations")
   last = sum(phase.iterations for phase in phases)
@@ -177,7 +190,8 @@ def train(
       ends = done == start + phase.iterations
       if ends or (done - start) % settings.test_every == 0:
         params = phase.learner.params(state)
-        score, found = tester(params)
+        played = watch(params, held_out.keys, jnp.asarray(True))
+        score, found = judge(played)
         line |= {"held_out/return": float(score), **_numbers(found)}
         better = score > run.score
         run = run.replace(
@@ -212,17 +226,37 @@ def train(
   )
 
 
-def _tester(actor: Actor, environment: Any, prices: Prices, pool: Trials):
-  """Makes params -> (mean return, figures by name), on the held-out pool."""
+def _make_watch(actor: Actor, environment: Any) -> Callable[..., Trajectory]:
+  """Builds (parameters, keys, whether it decides at all) -> Trajectory."""
 
-  def score(params):
-    found, trajectory = examine(actor, environment, params, pool, prices)
-    outcome = trajectory.outcome
-    gain = (outcome.val_accuracy - pool.still.val_accuracy)[:, -1].mean()
-    figures = rollout.decision_statistics(trajectory) | {"gain": gain}
-    return found.mean(), {f"held_out/{k}": v for k, v in figures.items()}
+  def watch(params, keys, decides):
+    own = greedy(actor, params)
 
-  return score
+    def decide(memory, observation, key):
+      memory, decisions, record = own(memory, observation, key)
+      waits = shepherd.waiting(observation.stage.shape[0])
+      chosen = jax.tree.map(
+        lambda a, b: jnp.where(decides, a, b), decisions, waits
+      )
+      return memory, chosen, record
+
+    return jax.vmap(
+      lambda key: rollout.play(environment, decide, (), key, key)
+    )(keys)
+
+  return watch
+
+
+def _judge(
+  played: Trajectory, still: Any, prices: Prices
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+  """(mean return, figures by name)."""
+  outcome = played.outcome
+  gain = (outcome.val_accuracy - still.val_accuracy)[:, -1].mean()
+  figures = rollout.decision_statistics(played) | {"gain": gain}
+  return returns(outcome, still, prices).mean(), {
+    f"held_out/{name}": value for name, value in figures.items()
+  }
 
 
 def _fresh(
