@@ -187,7 +187,7 @@ def divergence(
     return sign * (jnp.exp(log_p) * (log_p - base)).sum(axis=-1)
 
   def walk(mask: jax.Array, step: int) -> tuple[jax.Array, jax.Array]:
-    """Of the draws from here on: the sum of the terms, who is drawn how often."""
+    """(sum of the terms, who is drawn how often), from this draw on."""
     allowed = _allowed(mask, observation, step)
     own = term(_flat(logits), None if other is None else _flat(other), allowed)
     p = jnp.exp(_log_softmax(_flat(logits), allowed))[:-1]
