@@ -7,7 +7,7 @@ them and the scores are permuted.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -153,4 +153,5 @@ def apply(
   params: PyTree, inputs: Inputs, sizes: Sizes = DEFAULT
 ) -> tuple[Logits, jax.Array]:
   """Computes (Logits, value float32 []) of one observation's inputs."""
-  return PolicyNetwork(sizes).apply({"params": params}, inputs)
+  out: Any = PolicyNetwork(sizes).apply({"params": params}, inputs)
+  return out
