@@ -287,6 +287,14 @@ def test_policy_file_is_for_policies_of_a_module(tmp_path):
   config_lib.validate(edited(**changes))
 
 
+def test_a_learned_policy_may_be_missing():
+  """Then the heuristic goes on: see tests/tolaria/test_policy_fallback.py."""
+  for path in ("", "no/such.safetensors", "a-name"):
+    changes = {"tamiyo__policy": "learned", "tamiyo__policy_path": path}
+    config_lib.validate(edited(**changes))
+  assert "one of fallback, stop" in refusal(tamiyo__on_policy_error="go on")
+
+
 def test_names_can_be_written_in_several_ways():
   ways = [
     edited(host__slots=value, kasmina__blueprints=("norm", "conv3x3"))

@@ -187,7 +187,7 @@ def divergence(
     return sign * (jnp.exp(log_p) * (log_p - base)).sum(axis=-1)
 
   def walk(mask: jax.Array, step: int) -> tuple[jax.Array, jax.Array]:
-    """Of the draws from here on: the sum of the terms, who is drawn how often."""
+    """(sum of the terms, who is drawn how often), from this draw on."""
     allowed = _allowed(mask, observation, step)
     own = term(_flat(logits), None if other is None else _flat(other), allowed)
     p = jnp.exp(_log_softmax(_flat(logits), allowed))[:-1]
@@ -251,7 +251,11 @@ def starting_with(
 
 
 def to_decisions(
-  choice: Choice, observation: Observation, logits: Logits | None = None
+  choice: Choice,
+  observation: Observation,
+  logits: Logits | None = None,
+  *,
+  lanes: int = 1,
 ) -> Decisions:
   """Turns a choice into decisions.
 
@@ -260,6 +264,7 @@ def to_decisions(
     observation: that it was made for.
     logits: they give the weights: of a germination the probability that it is
       drawn first, of a move that of its row; without them, 1.
+    lanes: rows of one slot.
   """
   rows, blueprints = observation.scores.shape
   grown, column = _grown(choice, rows, blueprints)
@@ -269,7 +274,7 @@ def to_decisions(
   weight = jnp.ones((rows,), jnp.float32)
   if logits is not None:
     row = jnp.arange(rows)
-    pairs = growth_probability(logits, observation)[1]
+    pairs = growth_probability(logits, observation, lanes=lanes)[1]
     log_p = _log_softmax(logits.moves, _legal_moves(observation))
     own = jnp.exp(log_p[row, choice.moves])
     weight = jnp.where(grown, pairs[row, jnp.maximum(column, 0)], own)

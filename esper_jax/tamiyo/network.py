@@ -7,7 +7,7 @@ them and the scores are permuted.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -47,6 +47,9 @@ class Sizes(NamedTuple):
   hidden: int = 96
 
 
+DEFAULT = Sizes()
+
+
 class PolicyNetwork(nn.Module):
   """Maps `features.Inputs` of one observation to (Logits, value float32 []).
 
@@ -56,7 +59,7 @@ class PolicyNetwork(nn.Module):
     sizes: see `Sizes`.
   """
 
-  sizes: Sizes = Sizes()
+  sizes: Sizes = DEFAULT
 
   @nn.compact
   def __call__(self, inputs: Inputs) -> tuple[Logits, jax.Array]:
@@ -141,13 +144,14 @@ def example() -> Inputs:
   )
 
 
-def init(key: jax.Array, sizes: Sizes = Sizes()) -> PyTree:
+def init(key: jax.Array, sizes: Sizes = DEFAULT) -> PyTree:
   """Draws parameters: {module: {"kernel" or "bias" or "scale": float32}}."""
   return PolicyNetwork(sizes).init(key, example())["params"]
 
 
 def apply(
-  params: PyTree, inputs: Inputs, sizes: Sizes = Sizes()
+  params: PyTree, inputs: Inputs, sizes: Sizes = DEFAULT
 ) -> tuple[Logits, jax.Array]:
   """Computes (Logits, value float32 []) of one observation's inputs."""
-  return PolicyNetwork(sizes).apply({"params": params}, inputs)
+  out: Any = PolicyNetwork(sizes).apply({"params": params}, inputs)
+  return out

@@ -45,6 +45,9 @@ class Settings(NamedTuple):
     gain_sigmas: standard errors below zero at which a contribution measured
       in HOLDING counts as harm.
     policy_path: file of a learned policy; none of the rules here has one.
+    max_growths: germinations in the whole run.
+    temperature: of `learned`: 0 takes the likeliest, 1 draws, as likely as
+      the network says; between, likelier ones oftener.
   """
 
   max_adaptations_per_epoch: int = 2
@@ -62,6 +65,8 @@ class Settings(NamedTuple):
   max_holding_epochs: int = 4
   gain_sigmas: float = 2.0
   policy_path: str = ""
+  max_growths: int = 8
+  temperature: float = 0.0
 
 
 class Wish(NamedTuple):
