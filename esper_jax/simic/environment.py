@@ -95,12 +95,15 @@ def _check(setting: Setting) -> None:
 def draw_order(setting: Setting, world: World, key: jax.Array) -> Order:
   """Draws an epoch's order: every example of the world as often, to 1.
 
-  A short random pass is repeated, not drawn with replacement: in a run too
-  every epoch shows each example once.
+  Where there are more examples than an epoch reads, a stretch of them is
+  drawn. Not drawn with replacement: in a run, too, an epoch shows no example
+  twice while it leaves out another.
   """
   total = setting.steps * setting.batch
+  start_key, key = jax.random.split(key)
+  start = jax.random.randint(start_key, (), 0, world.count, jnp.int32)
   shuffled = jax.random.permutation(key, total).astype(jnp.int32)
-  picked = world.examples[shuffled % world.count]
+  picked = world.examples[(shuffled + start) % world.count]
   batches = picked.reshape(setting.steps, setting.batch)
   return Order(batches, jnp.resize(picked, (setting.probe,)))
 
