@@ -122,7 +122,7 @@ def of_network(
 
   def decisions(both, choice):
     logits, observation = both
-    return distribution.to_decisions(choice, observation, logits)
+    return distribution.to_decisions(choice, observation, logits, lanes=lanes)
 
   def choice(observation, decisions):
     return _chosen(observation, decisions, draws)

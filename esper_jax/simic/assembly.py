@@ -195,6 +195,7 @@ def build(settings: Mapping[str, Any]) -> Parts:
     max_holding_epochs=life.max_holding_epochs,
     gain_sigmas=life.gain_sigmas,
     seeds_per_slot=life.seeds_per_slot,
+    max_growths=life.max_growths,
     adaptation_frequency=life.adaptation_frequency,
   )
   return Parts(
