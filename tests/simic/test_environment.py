@@ -237,7 +237,7 @@ def test_all_decisions_share_one_trace():
 
 
 def test_vmap_is_the_loop():
-  env = environment()
+  env, plain = environment(), env_lib.make(setting(), draw())
   state = seeded()[0]
   asked = [ask(), ask(1, Action.GERMINATE, 1), ask(0, Action.CULL)]
   keys = jax.random.split(jax.random.key(5), len(asked))
@@ -245,7 +245,7 @@ def test_vmap_is_the_loop():
   def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-  batched = jax.jit(jax.vmap(env.step), compiler_options=FAST)(
+  batched = jax.jit(jax.vmap(plain.step), compiler_options=FAST)(
     stack([state] * 3), stack(asked), keys
   )
   single = stack(
