@@ -11,9 +11,12 @@ import jax
 import jax.numpy as jnp
 
 from esper_jax.hosts.host import Host
+from esper_jax.kasmina.layers import conv
 from esper_jax.kasmina.slot import apply_slot
+from esper_jax.types import InputError
 
 MASKS = "masks"
+FIRST = "hidden1"  # the one layer that reads the input, not hidden units
 
 
 def mlp(num_classes: int, *, width: int, depth: int) -> Host:
@@ -54,6 +57,66 @@ def mlp(num_classes: int, *, width: int, depth: int) -> Host:
     return _linear(params["head"], x), dict(collections), seeds
 
   return Host(init, apply)
+
+
+def cnn(num_classes: int, *, width: int, depth: int) -> Host:
+  """A small CNN whose channels and blocks can be switched off.
+
+  A 3x3 stem, a maximum over squares of 2x2, residual blocks of one 3x3
+  convolution with a slot after each, the mean over space, a linear head.
+  Masks as for `mlp`. Convolutions are matrix products over patches: a
+  convolution inside `lax.scan` is slow on XLA:CPU, as is `reduce_window`. For
+  the same reason choose blueprints without a 3x3 kernel across channels:
+  lowrank, norm, squeeze_excite, depthwise.
+
+  Args:
+    num_classes: number of logits.
+    width: channels, at most.
+    depth: blocks and slots, at most; the first is always on.
+  """
+
+  def init(key, x):
+    if x.shape[1] % 2 or x.shape[2] % 2:
+      raise InputError(
+        f"simic: the CNN halves its images and {x.shape[1]}x{x.shape[2]} is"
+        " odd; pool them to an even size"
+      )
+    inputs = [x.shape[-1]] + [width] * depth
+    names = ["hidden1", *(f"block{n + 1}" for n in range(depth))]
+    keys = jax.random.split(key, depth + 2)
+    params = {
+      name: _dense(keys[n], 9 * inputs[n], width, gain=2.0)
+      for n, name in enumerate(names)
+    }
+    params["head"] = _dense(keys[depth + 1], width, num_classes, gain=1.0)
+    masks = {
+      "units": jnp.ones((width,), jnp.bool_),
+      "layers": jnp.ones((depth,), jnp.bool_),
+    }
+    return params, {MASKS: masks}
+
+  def apply(params, collections, seeds, x, *, train, key):
+    masks, seeds = collections[MASKS], dict(seeds)
+    units = masks["units"]
+    x = _on(jax.nn.relu(_conv3x3(params["hidden1"], x)), units)
+    n, h, w, c = x.shape
+    x = x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
+    for n in range(depth):
+      y = _on(jax.nn.relu(x + _conv3x3(params[f"block{n + 1}"], x)), units)
+      y, seeds = apply_slot(seeds, f"slot{n + 1}", y, train=train, key=key)
+      y = _on(y, units)
+      x = y if n == 0 else jnp.where(masks["layers"][n], y, x)
+    logits = _linear(params["head"], x.mean(axis=(1, 2)))
+    return logits, dict(collections), seeds
+
+  return Host(init, apply)
+
+
+def _conv3x3(params, x):
+  # The kernel is kept as the matrix that patches are multiplied with.
+  kernel = params["kernel"].reshape(3, 3, x.shape[-1], -1)
+  y = conv(x, kernel, im2col=True)
+  return y + params["bias"].reshape(1, 1, 1, -1)
 
 
 def _dense(key, inputs, outputs, *, gain):

@@ -18,7 +18,7 @@ from esper_jax.data.datasets import Dataset, channel_statistics
 from esper_jax.data.pipeline import permutation
 from esper_jax.hosts.host import Host
 from esper_jax.kasmina import blueprints, surgery
-from esper_jax.simic.hosts import MASKS
+from esper_jax.simic.hosts import FIRST, MASKS
 from esper_jax.types import InputError, PyTree, SlotTable
 
 _BACKWARD = 3  # a training step costs this many forward passes
@@ -254,9 +254,8 @@ def narrowed(params: PyTree, world: World, *, width: int) -> PyTree:
   scale = jnp.sqrt(width / on)
 
   def fit(path, leaf):
-    reads_units = leaf.ndim > 1 and leaf.shape[-2] == width
-    first = path[0].key == "hidden1"
-    return leaf * scale if reads_units and not first else leaf
+    first = path[0].key == FIRST
+    return leaf if first or leaf.ndim < 2 else leaf * scale
 
   return jax.tree_util.tree_map_with_path(fit, params)
 

@@ -237,7 +237,7 @@ def test_all_decisions_share_one_trace():
 
 
 def test_vmap_is_the_loop():
-  env = environment()
+  env, plain = environment(), env_lib.make(setting(), draw())
   state = seeded()[0]
   asked = [ask(), ask(1, Action.GERMINATE, 1), ask(0, Action.CULL)]
   keys = jax.random.split(jax.random.key(5), len(asked))
@@ -245,7 +245,7 @@ def test_vmap_is_the_loop():
   def stack(trees):
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
-  batched = jax.jit(jax.vmap(env.step), compiler_options=FAST)(
+  batched = jax.jit(jax.vmap(plain.step), compiler_options=FAST)(
     stack([state] * 3), stack(asked), keys
   )
   single = stack(
@@ -257,32 +257,6 @@ def test_vmap_is_the_loop():
     strict=True,
   ):
     np.testing.assert_allclose(mine, theirs, rtol=1e-3, atol=1e-5)
-
-
-def test_units_that_are_off_are_zero_and_layers_that_are_off_pass_on():
-  host = build(WIDTH, DEPTH)
-  x = jnp.ones((3, 8, 8, 1))
-  params, collections = host.init(jax.random.key(0), x)
-  masks = collections[hosts.MASKS]
-  units = masks["units"].at[5:].set(False)
-  changed = {hosts.MASKS: {**masks, "units": units}}
-  outputs = _outputs(host, params, changed, x)
-  assert all((y[:, 5:] == 0).all() and (y[:, :5] != 0).any() for y in outputs)
-  changed = {hosts.MASKS: {**masks, "layers": masks["layers"].at[1].set(False)}}
-  logits = host.apply(params, changed, {}, x, train=False, key=None)[0]
-  one = build(WIDTH, 1)
-  short = {k: v for k, v in params.items() if k != "hidden2"}
-  masks = one.init(jax.random.key(0), x)[1]
-  expected = one.apply(short, masks, {}, x, train=False, key=None)[0]
-  np.testing.assert_array_equal(logits, expected)
-
-
-def _outputs(host, params, collections, x):
-  from esper_jax.kasmina.slot import observe_slots
-
-  with observe_slots() as trace:
-    host.apply(params, collections, {}, x, train=False, key=None)
-  return list(trace.outputs.values())
 
 
 def test_worlds_keep_to_their_ranges():
