@@ -339,7 +339,9 @@ def random(settings: Settings) -> Rule:
   place and blueprint of each are uniform over what is legal.
   """
   cap = settings.max_adaptations_per_epoch
-  chance = float(settings.probability)
+  chance = settings.probability
+  if not isinstance(chance, jax.Array):  # one in a program may be its argument
+    chance = float(chance)
 
   def propose(state, observation, key):
     del state

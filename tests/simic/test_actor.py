@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from esper_jax.simic import rollout
 from esper_jax.simic.actor import of_network
 from esper_jax.tamiyo import traits
 from esper_jax.tamiyo.features import Limits
@@ -19,28 +20,29 @@ ACTOR = of_network(
 
 
 @toy.fast_jit
-def _walk(key):
-  """A few boundaries with drawn decisions: what each choice comes back as."""
-  params = ACTOR.init(key)
-  state, observation = toy.ENVIRONMENT.reset(key)
-  out = []
-  for n in range(4):
-    own = jax.random.fold_in(key, n)
+def _played(keys):
+  """Episodes of drawn decisions, and what each choice comes back as."""
+  params = ACTOR.init(jax.random.key(0))
+
+  def decide(memory, observation, key):
     both, value = ACTOR.apply(params, observation)
-    choice = ACTOR.sample(both, own)
+    choice = ACTOR.sample(both, key)
     decisions = ACTOR.decisions(both, choice)
     again = ACTOR.choice(observation, decisions)
-    out.append((choice, again, decisions, ACTOR.log_prob(both, choice), value))
-    state, observation, _ = toy.ENVIRONMENT.step(state, decisions, own)
-  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *out)
+    log_prob = ACTOR.log_prob(both, choice)
+    return memory, decisions, (choice, again, log_prob, value)
+
+  return jax.vmap(lambda k: rollout.play(toy.ENVIRONMENT, decide, (), k, k))(
+    keys
+  )
 
 
 def test_a_choice_comes_back_from_its_decisions():
-  keys = jax.random.split(jax.random.key(0), 16)
-  choice, again, decisions, log_prob, value = jax.vmap(_walk)(keys)
-  assert (decisions.action == int(Action.GERMINATE)).any()
-  assert (decisions.action == int(Action.ADVANCE)).any()
+  played = _played(jax.random.split(jax.random.key(0), 16))
+  choice, again, log_prob, value = played.record
+  assert (played.decisions.action == int(Action.GERMINATE)).any()
+  assert (played.decisions.action == int(Action.ADVANCE)).any()
   jax.tree.map(np.testing.assert_array_equal, choice, again)
   assert jnp.isfinite(value).all()
-  assert (log_prob <= 0).all()
+  assert (log_prob <= 1e-6).all()
   assert (log_prob > -100).all()  # nothing that is not legal was drawn
