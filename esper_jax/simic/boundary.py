@@ -132,11 +132,6 @@ def forget(signals: lifecycle.Signals, rows: jax.Array) -> lifecycle.Signals:
   )
 
 
-def no_history() -> History:
-  """As `History.empty`, on the device."""
-  return jax.tree.map(jnp.asarray, History.empty())
-
-
 def remember(
   history: History,
   *,
@@ -150,12 +145,12 @@ def remember(
   def push(values, value):
     return jnp.concatenate([values[1:], value.reshape(1)])
 
-  return History(
-    push(history.train_loss, train_loss),
-    push(history.val_loss, val_loss),
-    push(history.train_accuracy, train_accuracy),
-    push(history.val_accuracy, val_accuracy),
-    push(history.known, jnp.ones((), jnp.bool_)),
+  return history.replace(
+    train_loss=push(history.train_loss, train_loss),
+    val_loss=push(history.val_loss, val_loss),
+    train_accuracy=push(history.train_accuracy, train_accuracy),
+    val_accuracy=push(history.val_accuracy, val_accuracy),
+    known=push(history.known, jnp.ones((), jnp.bool_)),
   )
 
 

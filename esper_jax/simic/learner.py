@@ -106,7 +106,7 @@ def plant(
   """
 
   def renew(now, column, key, pool, optimizer):
-    fresh = grid.draw(key, column)
+    fresh: Any = grid.draw(key, column)
     born = fresh, options.optimizer.init(fresh)
     return where(now, born, (pool, optimizer))
 

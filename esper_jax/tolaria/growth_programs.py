@@ -113,7 +113,9 @@ def fold_boundary(
 
 
 def make_observe(
-  rules: lifecycle.Rules, fits: np.ndarray, cost: np.ndarray
+  rules: lifecycle.Rules,
+  fits: np.ndarray | jax.Array,
+  cost: np.ndarray | jax.Array,
 ) -> Callable[..., Observation]:
   """Builds the function that makes an observation, germination scores apart.
 
