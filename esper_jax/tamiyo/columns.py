@@ -138,12 +138,11 @@ def rank(value: jax.Array, known: jax.Array) -> jax.Array:
     known: bool [n].
   """
   value = jnp.where(known, value, 0.0)
-  others = known.reshape(1, -1)
-  below = ((value.reshape(-1, 1) > value.reshape(1, -1)) & others).sum(axis=1)
-  equal = ((value.reshape(-1, 1) == value.reshape(1, -1)) & others).sum(axis=1)
+  own, other = value.reshape(-1, 1), value.reshape(1, -1)
+  won = jnp.where(own > other, 1.0, jnp.where(own == other, 0.5, 0.0))
+  won = jnp.where(known.reshape(1, -1), won, 0.0).sum(axis=1) - 0.5  # itself
   rivals = number(known.sum()) - 1.0
-  share = number(below) + 0.5 * (number(equal) - 1.0)
-  return jnp.where(rivals > 0, share / jnp.maximum(rivals, 1.0), 1.0)
+  return jnp.where(rivals > 0, won / jnp.maximum(rivals, 1.0), 1.0)
 
 
 def geometric_mean(value: jax.Array, known: jax.Array) -> jax.Array:

@@ -239,6 +239,8 @@ def open_pairs(observation: Observation, seeds_per_slot: int = 1) -> jax.Array:
     bool [rows, blueprints].
   """
   legal = observation.legal[:, int(Action.GERMINATE), :]
+  if seeds_per_slot == 1:
+    return legal
   lanes = legal.reshape(-1, seeds_per_slot, legal.shape[1])
   return (lanes & (lanes.cumsum(axis=1) == 1)).reshape(legal.shape)
 

@@ -246,9 +246,7 @@ _RULES: dict[str, Callable[[Settings], Rule]] = {
 
 
 def names() -> tuple[str, ...]:
-  """Lists the policies by name; `learned.make` makes the last, `make` all
-  others.
-  """
+  """Lists the policies by name; all but the last are made by `make`."""
   return ("never", *_RULES, "replay", LEARNED)
 
 

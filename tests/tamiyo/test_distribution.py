@@ -1,3 +1,4 @@
+import functools
 import itertools
 import math
 
@@ -11,6 +12,10 @@ from esper_jax.tamiyo.distribution import MOVES, Choice, Logits
 from esper_jax.types import Action
 
 WAIT, ADVANCE, CULL, FOSSILIZE = range(4)
+# These programs run once or twice: compiling them is what takes time.
+hasty = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def draw_logits(rows, blueprints, seed=0, scale=1.0):
@@ -34,12 +39,27 @@ def every_choice(rows, blueprints, draws):
   return choice([g for g, _ in every], [m for _, m in every])
 
 
-def log_probs(logits, observation, choices, lanes):
-  return jax.jit(
-    jax.vmap(
-      lambda c: distribution.log_prob(logits, observation, c, lanes=lanes)
-    )
+@functools.partial(hasty, static_argnames="lanes")
+def log_probs(logits, observation, choices, lanes=1):
+  return jax.vmap(
+    lambda c: distribution.log_prob(logits, observation, c, lanes=lanes)
   )(choices)
+
+
+@functools.partial(hasty, static_argnames=("draws", "lanes"))
+def figures(logits, other, observation, *, draws, lanes):
+  """(entropy, divergence from the other, divergence from itself)."""
+  sizes = {"draws": draws, "lanes": lanes}
+  return (
+    distribution.entropy(logits, observation, **sizes),
+    distribution.kl(logits, other, observation, **sizes),
+    distribution.kl(logits, logits, observation, **sizes),
+  )
+
+
+def log_prob(logits, observation, made):
+  batch = jax.tree.map(lambda x: x[None], made)
+  return float(log_probs(logits, observation, batch)[0])
 
 
 @pytest.fixture
@@ -65,10 +85,10 @@ def test_log_prob_is_that_of_the_hand_computed_case(mixed):
   for growth, share in ((0, e(1)), (1, e(2)), (3, e(0)), (-1, e(0.5))):
     for move, part in ((WAIT, 1.0), (CULL, e(1)), (FOSSILIZE, e(2))):
       made = choice([growth], [WAIT, WAIT, move])
-      value = distribution.log_prob(logits, mixed, made)
+      value = log_prob(logits, mixed, made)
       assert math.exp(value) == pytest.approx(share / whole * part / moves)
   two = choice([1, 3], [WAIT, WAIT, WAIT])  # 1 takes 0 away as well
-  value = distribution.log_prob(logits, mixed, two)
+  value = log_prob(logits, mixed, two)
   expected = e(2) / whole * e(0) / (e(0) + e(0.5)) / moves
   assert math.exp(value) == pytest.approx(expected)
 
@@ -86,13 +106,10 @@ def test_probabilities_entropy_and_divergence_are_those_of_all_choices(
     p = np.exp(log_p)
     sizes = {"draws": draws, "lanes": lanes}
     assert p.sum() == pytest.approx(1, abs=1e-5)
-    entropy = distribution.entropy(logits, observation, **sizes)
-    assert entropy == pytest.approx(-(p * log_p).sum(), abs=1e-4)
-    kl = distribution.kl(logits, other, observation, **sizes)
-    assert kl == pytest.approx((p * (log_p - log_q)).sum(), abs=1e-4)
-    assert distribution.kl(
-      logits, logits, observation, **sizes
-    ) == pytest.approx(0, abs=1e-6)
+    entropy, kl, none = figures(logits, other, observation, **sizes)
+    assert float(entropy) == pytest.approx(-(p * log_p).sum(), abs=1e-4)
+    assert float(kl) == pytest.approx((p * (log_p - log_q)).sum(), abs=1e-4)
+    assert float(none) == pytest.approx(0, abs=1e-6)
 
 
 @pytest.mark.parametrize("draws, lanes", [(1, 1), (2, 2)])
@@ -110,13 +127,13 @@ def test_samples_come_as_often_as_their_probability_says(
   )(keys)
   log_p = log_probs(logits, observation, drawn, lanes)
   assert float(log_p.min()) > -100  # nothing illegal comes out
-  entropy = distribution.entropy(logits, observation, **sizes)
+  entropy, *_ = figures(logits, logits, observation, **sizes)
   assert float(-log_p.mean()) == pytest.approx(float(entropy), abs=0.03)
 
 
 @pytest.mark.parametrize("draws, lanes", [(1, 1), (3, 1), (2, 2)])
 def test_decisions_are_legal_and_within_the_caps(anything, draws, lanes):
-  @jax.jit
+  @hasty
   def decide(observation, logits, key):
     sizes = {"draws": draws, "lanes": lanes}
     chosen = (
@@ -152,27 +169,28 @@ def test_decisions_are_legal_and_within_the_caps(anything, draws, lanes):
 def test_of_two_lanes_the_first_that_is_free_grows(observe):
   logits = draw_logits(4, 1)
   keys = jax.random.split(jax.random.key(1), 200)
-  drawn = jax.vmap(
-    lambda key: distribution.sample(logits, observe(4, 1), key, lanes=2)
+  observation = observe(4, 1)
+  drawn = hasty(
+    jax.vmap(lambda key: distribution.sample(logits, observation, key, lanes=2))
   )(keys)
   assert set(np.asarray(drawn.growth).ravel()) == {-1, 0, 2}
 
 
 def test_the_mode_grows_where_growing_is_likelier_than_not(observe):
+  mode = hasty(distribution.mode, static_argnames="draws")
+  starting_with = hasty(distribution.starting_with, static_argnames="draws")
   observation = observe(3, 2)
   germinate = jnp.asarray([[0.0, 0.0], [0.0, 0.2], [0.0, 0.0]], jnp.float32)
   moves = jnp.zeros((3, 4), jnp.float32)
   for stay, growth in ((1.0, 3), (2.0, -1)):  # log 6 is 1.8
     logits = Logits(germinate, jnp.float32(stay), moves)
-    assert distribution.mode(logits, observation).growth.tolist() == [growth]
+    assert mode(logits, observation).growth.tolist() == [growth]
   logits = Logits(germinate, jnp.float32(1.2), moves)
-  chosen = distribution.mode(logits, observation, draws=3)
+  chosen = mode(logits, observation, draws=3)
   assert chosen.growth.tolist() == [3, 0, -1]  # log 4 and log 2 are left
-  chosen = distribution.starting_with(logits, observation, jnp.int32(5))
+  chosen = starting_with(logits, observation, jnp.int32(5))
   assert chosen.growth.tolist() == [5]
-  chosen = distribution.starting_with(
-    logits, observation, jnp.int32(-1), draws=2
-  )
+  chosen = starting_with(logits, observation, jnp.int32(-1), draws=2)
   assert chosen.growth.tolist() == [-1, -1]
 
 
@@ -186,11 +204,9 @@ def test_what_cannot_come_out_has_no_probability(mixed):
     ([0], [ADVANCE, WAIT, WAIT]),
     ([-1], [WAIT, WAIT, ADVANCE]),
   ):
-    value = distribution.log_prob(logits, mixed, choice(growth, moves))
-    assert float(value) < -1e8
+    assert log_prob(logits, mixed, choice(growth, moves)) < -1e8
   spent = mixed.replace(growths_left=jnp.int32(1))
-  value = distribution.log_prob(logits, spent, choice([0, 3], waits))
-  assert float(value) < -1e8
+  assert log_prob(logits, spent, choice([0, 3], waits)) < -1e8
 
 
 def test_gradients_are_finite_where_nothing_is_legal(observe):
@@ -205,7 +221,7 @@ def test_gradients_are_finite_where_nothing_is_legal(observe):
       + distribution.kl(logits, draw_logits(2, 2, 9), observation)
     )
 
-  value, gradient = jax.value_and_grad(loss)(draw_logits(2, 2))
+  value, gradient = hasty(jax.value_and_grad(loss))(draw_logits(2, 2))
   assert float(value) == 0
   assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
 
@@ -219,7 +235,8 @@ def test_gradients_are_those_of_differences(mixed):
     )
 
   logits = draw_logits(3, 2)
-  gradient = jax.grad(loss)(logits)
+  both = hasty(jax.value_and_grad(loss))
+  _, gradient = both(logits)
   direction = draw_logits(3, 2, 5)
   slope = sum(
     (g * d).sum()
@@ -228,7 +245,7 @@ def test_gradients_are_those_of_differences(mixed):
     )
   )
   ends = [
-    loss(jax.tree.map(lambda x, d, s=s: x + s * d, logits, direction))
+    both(jax.tree.map(lambda x, d, s=s: x + s * d, logits, direction))[0]
     for s in (1e-2, -1e-2)
   ]
   assert float(slope) == pytest.approx(

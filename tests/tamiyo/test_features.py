@@ -19,7 +19,8 @@ ROWS, KINDS = 4, 3
 encode = jax.jit(
   lambda o, described: features.encode(
     o, described, limits=features.Limits(max_growths=4)
-  )
+  ),
+  compiler_options={"xla_backend_optimization_level": 0},
 )
 
 

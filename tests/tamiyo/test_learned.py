@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,10 @@ from esper_jax.types import Action, InputError, Stage
 SIZES = Sizes(width=8, layers=1, heads=2, hidden=8)
 ROWS, KINDS = 4, 3
 NUMBERS = {"warmup_epochs": 0, "seeds_per_slot": 2}
+# These programs run a few times: compiling them is what takes time.
+hasty = functools.partial(
+  jax.jit, compiler_options={"xla_backend_optimization_level": 0}
+)
 
 
 def make_file(**biases):
@@ -49,7 +55,7 @@ def spoiled(after_epoch):
 def eager():
   """A network that always grows; (policy, fallback, its programs)."""
   policy, fallback = make(make_file(stay=[-9.0]))
-  return policy, fallback, jax.jit(policy.decide)
+  return policy, fallback, hasty(policy.decide)
 
 
 def begin(policy):
@@ -91,7 +97,7 @@ def test_it_asks_for_what_is_legal_and_says_so(anything, eager):
 
 def test_nothing_germinates_before_the_warmup_is_over(observe):
   policy, _ = make(make_file(stay=[-9.0]), warmup_epochs=5, seeds_per_slot=1)
-  decide = jax.jit(policy.decide)
+  decide = hasty(policy.decide)
   for epoch, grows in ((4, 0), (5, 2)):
     o = observe(ROWS, KINDS, epoch=epoch)
     _, decisions = decide(begin(policy), o, jax.random.key(0))
@@ -102,7 +108,7 @@ def test_where_the_network_is_not_finite_the_fallback_decides_and_goes_on(
   anything, eager
 ):
   policy, fallback = make(spoiled(4))
-  decide, theirs = jax.jit(policy.decide), jax.jit(fallback.decide)
+  decide, theirs = hasty(policy.decide), hasty(fallback.decide)
   known = jnp.ones((obs.HISTORY,), jnp.bool_)
   key = jax.random.key(0)
   state = begin(policy)
@@ -130,8 +136,8 @@ def test_ranked_sets_are_distinct_likely_first_and_the_fallbacks_in_its_place(
   anything,
 ):
   policy, fallback = make(make_file())
-  rank = jax.jit(policy.rank, static_argnums=2)
-  theirs = jax.jit(fallback.rank, static_argnums=2)
+  rank = hasty(policy.rank, static_argnums=2)
+  theirs = hasty(fallback.rank, static_argnums=2)
   for seed in range(8):
     o = anything(seed, ROWS, KINDS)
     ranked = rank(begin(policy), o, 3)
@@ -146,7 +152,7 @@ def test_scores_are_asked_for_where_growth_is_likely_enough(observe):
   o = observe(ROWS, KINDS)
   for bias, wants in ((0.0, True), (9.0, False)):
     policy, fallback = make(make_file(stay=[bias]))
-    asks = jax.jit(policy.wants_scores)
+    asks = hasty(policy.wants_scores)
     state = begin(policy)
     assert bool(asks(state, o)) == wants
     known = o.replace(scores_known=jnp.ones((ROWS,), jnp.bool_))
@@ -160,7 +166,7 @@ def test_with_a_temperature_it_draws(observe):
   o = observe(ROWS, KINDS)
   keys = jax.random.split(jax.random.key(0), 400)
   decide = jax.vmap(policy.decide, (None, None, 0))
-  _, decisions = jax.jit(decide)(begin(policy), o, keys)
+  _, decisions = hasty(decide)(begin(policy), o, keys)
   grows = (np.asarray(decisions.action) == Action.GERMINATE).any(axis=1)
   assert 0.1 < grows.mean() < 0.3  # the prior
 
