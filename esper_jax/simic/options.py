@@ -29,6 +29,7 @@ _LEAST: dict[str, int] = {
 }
 _WORDS = {"training.learner": ("ppo", "evolution")}
 _AT_MOST_ONE = ("ppo.discount", "ppo.trace", "ppo.moments_rate")
+_ANY_SIGN = ("kasmina.training_gain_sigmas", "tamiyo.plateau_delta")
 _ABOVE_ZERO = ("evolution.deviation", "ppo.clip")
 
 
@@ -122,8 +123,9 @@ def _checked(key: str, value: Any, default: Any) -> Any:
     require(value in _WORDS[key], f"one of {', '.join(_WORDS[key])}")
   if kind in (int, float):
     least = _LEAST.get(key, 0)
-    require(value >= least, f"{least} or more")
-    require(value < float("inf"), "finite")
+    signed = key in _ANY_SIGN
+    require(signed or value >= least, f"{least} or more")
+    require(abs(value) < float("inf"), "finite")
   if key in _AT_MOST_ONE:
     require(value <= 1, "at most 1")
   if key in _ABOVE_ZERO:

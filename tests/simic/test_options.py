@@ -1,10 +1,11 @@
 """What a Simic config may say, and what is said where it is wrong."""
 
+import json
 from typing import NamedTuple
 
 import pytest
 
-from esper_jax.simic import options, ppo, training
+from esper_jax.simic import assembly, options, ppo, training
 from esper_jax.types import InputError
 
 
@@ -68,3 +69,10 @@ def test_the_digest_is_of_all_settings():
   one = options.digest(_read())
   assert one == options.digest(_read("ppo.clip=0.2"))
   assert one != options.digest(_read("ppo.clip=0.3"))
+
+
+def test_all_settings_come_back_through_json():
+  settings = options.read({}, (), assembly.DEFAULTS)
+  flat = json.loads(json.dumps(options.flat(settings)))
+  overrides = [f"{key}={value!r}" for key, value in flat.items()]
+  assert options.read({}, overrides, assembly.DEFAULTS) == settings
