@@ -139,9 +139,12 @@ def match_coin(count: Callable[[float], float], germinated: float) -> float:
     germinated: the same of the policy to match.
 
   Returns:
-    A probability; 1 where even that germinates less.
+    A probability: 0 where nothing is to be matched, 1 where even that
+    germinates less.
   """
   low, high = 0.0, 1.0
+  if germinated <= 0:
+    return low
   if count(high) <= germinated:
     return high
   for _ in range(_HALVINGS):

@@ -37,6 +37,7 @@ def test_a_coin_is_matched_to_a_count():
   found = evaluation.match_coin(lambda p: 4.0 * p, 1.0)
   np.testing.assert_allclose(found, 0.25, atol=1 / 256)
   assert evaluation.match_coin(lambda p: 4.0 * p, 5.0) == 1.0
+  assert evaluation.match_coin(lambda p: 0.0, 0.0) == 0.0
 
 
 def test_the_coin_germinates_as_often_as_the_learned_policy(played):
