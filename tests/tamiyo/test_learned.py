@@ -176,10 +176,11 @@ def test_without_a_file_it_is_the_fallback(anything):
   state = begin(policy)
   assert policy.name == "learned" and not state.digest.any()
   o, key = anything(3, ROWS, KINDS), jax.random.key(0)
-  kept, decisions = policy.decide(state, o, key)
+  kept, decisions = hasty(policy.decide)(state, o, key)
   assert equal(kept, state)
-  assert equal(decisions, fallback.decide((), o, key)[1])
-  assert equal(policy.rank(state, o, 2), fallback.rank((), o, 2))
+  assert equal(decisions, hasty(fallback.decide)((), o, key)[1])
+  a, b = (hasty(p.rank, static_argnums=2) for p in (policy, fallback))
+  assert equal(a(state, o, 2), b((), o, 2))
   assert policy.wants_scores(state, o) == fallback.wants_scores((), o)
 
 
@@ -189,7 +190,7 @@ def test_a_fallback_may_never_want_scores(observe):
   described, settings = traits.unknown(ROWS, KINDS), Settings(**NUMBERS)
   assert learned.make(None, described, settings, never).wants_scores is None
   policy = learned.make(spoiled(1), described, settings, never)
-  assert not policy.wants_scores(begin(policy), o)
+  assert not hasty(policy.wants_scores)(begin(policy), o)
 
 
 def test_words_quote_what_was_measured(planted):
