@@ -12,10 +12,16 @@ import jax.numpy as jnp
 
 from esper_jax.hosts.host import Host
 from esper_jax.kasmina.layers import conv
-from esper_jax.kasmina.slot import apply_slot
+from esper_jax.kasmina.slot import (
+  apply_seeds,
+  apply_slot,
+  seeds_at,
+  with_seeds_at,
+)
 from esper_jax.types import InputError
 
 MASKS = "masks"
+LIVE = "live"  # int32 [rows]: the column of the seed that lives, -1 = none
 FIRST = "hidden1"  # the one layer that reads the input, not hidden units
 
 
@@ -47,14 +53,14 @@ def mlp(num_classes: int, *, width: int, depth: int) -> Host:
     return params, {MASKS: masks}
 
   def apply(params, collections, seeds, x, *, train, key):
-    masks, seeds = collections[MASKS], dict(seeds)
+    masks, live = collections[MASKS], collections.get(LIVE)
     x = x.reshape(x.shape[0], -1)
     for n in range(depth):
       y = _on(jax.nn.relu(_linear(params[f"hidden{n + 1}"], x)), masks["units"])
-      y, seeds = apply_slot(seeds, f"slot{n + 1}", y, train=train, key=key)
+      y = _grow(seeds, f"slot{n + 1}", y, live, n, train=train)
       y = _on(y, masks["units"])
       x = y if n == 0 else jnp.where(masks["layers"][n], y, x)
-    return _linear(params["head"], x), dict(collections), seeds
+    return _linear(params["head"], x), dict(collections), dict(seeds)
 
   return Host(init, apply)
 
@@ -96,20 +102,36 @@ def cnn(num_classes: int, *, width: int, depth: int) -> Host:
     return params, {MASKS: masks}
 
   def apply(params, collections, seeds, x, *, train, key):
-    masks, seeds = collections[MASKS], dict(seeds)
+    masks, live = collections[MASKS], collections.get(LIVE)
     units = masks["units"]
     x = _on(jax.nn.relu(_conv3x3(params["hidden1"], x)), units)
     n, h, w, c = x.shape
     x = x.reshape(n, h // 2, 2, w // 2, 2, c).max(axis=(2, 4))
     for n in range(depth):
       y = _on(jax.nn.relu(x + _conv3x3(params[f"block{n + 1}"], x)), units)
-      y, seeds = apply_slot(seeds, f"slot{n + 1}", y, train=train, key=key)
+      y = _grow(seeds, f"slot{n + 1}", y, live, n, train=train)
       y = _on(y, units)
       x = y if n == 0 else jnp.where(masks["layers"][n], y, x)
     logits = _linear(params["head"], x.mean(axis=(1, 2)))
-    return logits, dict(collections), seeds
+    return logits, dict(collections), dict(seeds)
 
   return Host(init, apply)
+
+
+def _grow(seeds, name, x, live, row, *, train):
+  """The slot, of whose seeds only the live one is computed.
+
+  Each branch is `apply_seeds` with one seed. Where the columns of a batch
+  differ all branches run, and the one that lives is selected.
+  """
+  own = seeds_at(seeds, name)
+  if own and live is not None:
+    only = [{}, *({key: seed} for key, seed in own.items())]
+    branches = [
+      lambda x, one=one: apply_seeds(one, x, train=train)[0] for one in only
+    ]
+    x, own = jax.lax.switch(live[row] + 1, branches, x), {}
+  return apply_slot(with_seeds_at({}, name, own), name, x, train=train)[0]
 
 
 def _conv3x3(params, x):

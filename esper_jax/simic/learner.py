@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from esper_jax.hosts.host import Host
+from esper_jax.simic.hosts import LIVE
 from esper_jax.simic.planted import Grid, Leaves, Pool, where
 from esper_jax.tolaria import steps
 from esper_jax.tolaria.steps import StepOptions
@@ -120,6 +121,11 @@ def plant(
   )
 
 
+def view(learner: Learner) -> dict[str, PyTree]:
+  """The host's variables, and which seed of each row lives."""
+  return {**learner.collections, LIVE: learner.leaves.blueprint}
+
+
 def make_train(host: Host, grid: Grid, options: StepOptions) -> Callable:
   """Builds one epoch.
 
@@ -133,7 +139,8 @@ def make_train(host: Host, grid: Grid, options: StepOptions) -> Callable:
     seeds = grid.seeds(learner.pool, learner.leaves)
     (loss, (collections, _, hits)), gradients = jax.value_and_grad(
       loss_fn, has_aux=True
-    )(groups, learner.collections, seeds, x, y, None)
+    )(groups, view(learner), seeds, x, y, None)
+    collections = {k: v for k, v in collections.items() if k != LIVE}
     rate = options.learning_rate(learner.step) * learner.rate
     params, optimizer = steps.move(
       options,
@@ -144,7 +151,11 @@ def make_train(host: Host, grid: Grid, options: StepOptions) -> Callable:
     )
     own = grid.gathered(gradients)
 
-    def move_row(pool, gradient, optimizer, age, multiplier):
+    def move_row(args):
+      still = args[0], args[2]
+      return jax.lax.cond(args[-1] > 0, moved, lambda *_: still, *args)
+
+    def moved(pool, gradient, optimizer, age, multiplier):
       return steps.move_seed(
         options,
         pool,
@@ -155,12 +166,15 @@ def make_train(host: Host, grid: Grid, options: StepOptions) -> Callable:
         multiplier=multiplier,
       )
 
-    pool, pool_optimizer = jax.vmap(move_row)(
-      learner.pool,
-      own,
-      learner.pool_optimizer,
-      learner.age,
-      learner.leaves.updates,
+    pool, pool_optimizer = jax.lax.map(
+      move_row,
+      (
+        learner.pool,
+        own,
+        learner.pool_optimizer,
+        learner.age,
+        learner.leaves.updates,
+      ),
     )
     learner = learner.replace(
       step=learner.step + 1,
