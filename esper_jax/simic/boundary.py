@@ -14,7 +14,7 @@ import numpy as np
 
 from esper_jax.kasmina import lifecycle
 from esper_jax.kasmina.gates import is_in
-from esper_jax.simic.learner import Epoch, Learner
+from esper_jax.simic.learner import Epoch, Learner, view
 from esper_jax.simic.planted import Grid
 from esper_jax.tamiyo.observation import Observation
 from esper_jax.tolaria.measure import MEASURABLE
@@ -60,9 +60,7 @@ def ablate(
   def losses(alpha, isolation):
     own = leaves.replace(alpha=alpha, isolation=isolation)
     seeds = grid.seeds(learner.pool, own)
-    return evaluate(
-      learner.params, learner.collections, seeds, images, labels, mask
-    )
+    return evaluate(learner.params, view(learner), seeds, images, labels, mask)
 
   here = jnp.concatenate(
     [jnp.zeros((1, rows), jnp.bool_), jnp.eye(rows, dtype=jnp.bool_)]

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import sequential_vmap
 
 from esper_jax.kasmina import lifecycle
 from esper_jax.kasmina.gates import columns_of, is_in
@@ -64,6 +65,8 @@ def make(setting: Setting, draw: Callable[[jax.Array], World]) -> Environment:
   """
   _check(setting)
   advance = make_advance(setting)
+  if setting.in_turn:
+    advance = sequential_vmap(advance)
 
   def reset(key):
     world_key, host_key, key = jax.random.split(key, 3)
@@ -272,7 +275,7 @@ def _make_end(setting: Setting) -> Callable[..., Any]:
 
   def final(learner: Learner) -> jax.Array:
     seeds = grid.seeds(learner.pool, learner.leaves)
-    view = learner.params, learner.collections, seeds
+    view = learner.params, learners.view(learner), seeds
     losses, hits = evaluate(*view, images, labels, mask)
     parts = losses[:count], hits[:count], hits[count:]
     return jnp.stack([part.mean() for part in parts])
@@ -314,7 +317,7 @@ def _make_look(setting: Setting) -> Callable[..., Observation]:
     learner = state.learner
     probed = probe(
       learner.params,
-      learner.collections,
+      learners.view(learner),
       grid.seeds(learner.pool, learner.leaves),
       data.images[indices],
       state.world.labels[indices],

@@ -104,6 +104,9 @@ class Setting(NamedTuple):
     steps: training steps per epoch.
     probe: training examples per look at the slots.
     proximal: see `kasmina.slot.Seed`.
+    in_turn: whether environments of a batch run one after another, each
+      computing only the seeds that live, in place of side by side. Faster on
+      one CPU core.
   """
 
   host: Host
@@ -115,6 +118,7 @@ class Setting(NamedTuple):
   steps: int
   probe: int
   proximal: float = 1.0
+  in_turn: bool = False
 
   @property
   def example(self) -> jax.ShapeDtypeStruct:
