@@ -138,7 +138,7 @@ KNOBS: dict[str, Knob] = {
   "optimizer.b2": _SHARE,
   "optimizer.weight_decay": _number("[0, inf)"),
   "optimizer.clip_norm": _number("[0, inf)"),
-  "optimizer.newborn": _choice("zero", "global_count", "reset", "copy"),
+  "optimizer.newborn": _choice("zero", "reset", "copy", "global_count"),
   "optimizer.newborn_warmup_steps": _COUNT,
   "train.epochs": _POSITIVE,
   "train.label_smoothing": _SHARE,

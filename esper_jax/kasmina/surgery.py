@@ -33,7 +33,7 @@ from esper_jax.types import (
   SlotTable,
 )
 
-NEWBORN = ("zero", "global_count", "reset", "copy")
+NEWBORN = ("zero", "reset", "copy", "global_count")
 
 
 class Growing(Protocol):
@@ -89,9 +89,8 @@ def germinate(
       newborn's afresh; "global_count" does so with the host's step count (one
       optimizer for all parameters would; Adam's first steps are then up to
       (1 - b1) / sqrt(1 - b2) times as long); "reset" starts every group
-      afresh; "copy" lets the
-      newborn inherit the state of the latest seed of the same blueprint and
-      shapes, where there is one.
+      afresh; "copy" lets the newborn inherit the state of the latest seed of
+      the same blueprint and shapes, where there is one.
     signal: (activations, cotangents) at the slot, for "gradient".
     permanent: keys of the slot's seeds whose output the newborn reads; it
       stands in parallel to the others. None: all that are at alpha 1.
