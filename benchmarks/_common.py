@@ -1,10 +1,12 @@
 """What the benchmarks share: the runs, the statistics and the output."""
 
 import argparse
+import contextlib
 import json
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +25,22 @@ from esper_jax.tolaria.state import TrainState
 from esper_jax.tolaria.steps import empty_sums
 from esper_jax.tolaria.store import environment
 from esper_jax.tolaria.trainer import Callback, Trainer
-from esper_jax.types import RunFailedError
+from esper_jax.types import InputError, RunFailedError
 
 CONFIDENCE = 0.95
 RATIO_CONFIDENCE = 0.9  # two-sided; its upper end is a one-sided 95 % bound
 _RESAMPLES = 10_000
 _PATIENCE = 30.0  # seconds for a checkpoint to be written
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+  """Ends the process with one line and code 2 where the input is bad."""
+  try:
+    yield
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(command_line.BAD_INPUT) from error
 
 
 class Finished(NamedTuple):

@@ -100,13 +100,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
   if strange:
     parser.error(f"unrecognized arguments: {' '.join(strange)}")
   orders.chosen(o.kernel, KERNELS, "kernel")
-  orders.chosen([o.dtype], {name: name for name in TYPES}, "dtype")
+  orders.chosen([o.dtype], TYPES, "dtype")
   (target,) = orders.targets_of([o.target])
   registry = open_registry(o.dir, trusted=o.trusted, make=False)
   artefacts = [
     artefact
     for artefact in validation.select(registry, o.kernel)
-    if launching.dtype_of(artefact) == o.dtype
+    if artefact.spec.dtype == o.dtype
   ]
   device = probe.gpu()
   if device is None:
@@ -300,6 +300,5 @@ if __name__ == "__main__":
   try:
     main(sys.argv[1:])
   except InputError as bad:
-    text = str(bad).replace("--config.urza.", "--")
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {orders.in_options(bad)}", file=sys.stderr)
     sys.exit(command_line.BAD_INPUT)

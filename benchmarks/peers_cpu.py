@@ -33,9 +33,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _peers_jax as ours
-from benchmarks._common import add_json, interleaved, paired_ratio, report
+from benchmarks._common import (
+  add_json,
+  interleaved,
+  paired_ratio,
+  refusing,
+  report,
+)
 from benchmarks._peers_jax import Block
-from esper_jax.command_line import BAD_INPUT
 from esper_jax.kasmina.surgery import group_params
 from esper_jax.tolaria import assembly
 from esper_jax.tolaria.state import count_parameters
@@ -90,16 +95,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     parser.add_argument(f"--{name}", type=int, default=default, help=text)
   add_json(parser)
   options = parser.parse_args(argv)
-  try:
+  with refusing():
     check(options)
     if importlib.util.find_spec("torch") is None:
       print(f"skipped: {MISSING}")
       figures: dict[str, Any] = {"status": "skipped", "reason": MISSING}
     else:
       figures = measure_all(options)
-  except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(BAD_INPUT) from error
   report("peers_cpu", figures, options.json)
   return figures
 

@@ -29,9 +29,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from benchmarks import _peers_jax as ours
-from benchmarks._common import add_json, interleaved, paired_ratio, report
+from benchmarks._common import (
+  add_json,
+  interleaved,
+  paired_ratio,
+  refusing,
+  report,
+)
 from benchmarks._peers_jax import Block
-from esper_jax.command_line import BAD_INPUT
 from esper_jax.kasmina.surgery import group_params
 from esper_jax.tolaria import assembly
 from esper_jax.types import InputError
@@ -89,11 +94,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
   parser.add_argument("--smoke", action="store_true", help=SMOKE)
   add_json(parser)
   options = parser.parse_args(argv)
-  try:
+  with refusing():
     size = size_of(options)
-  except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(BAD_INPUT) from error
   # Both frameworks need room on the one GPU.
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   on_gpu = jax.default_backend() == "gpu"

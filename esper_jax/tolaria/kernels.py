@@ -3,15 +3,13 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 from ml_collections import ConfigDict
 
 from esper_jax.tolaria.run import Run
-from esper_jax.urza import dispatch
+from esper_jax.urza import dispatch, probe
 from esper_jax.urza.artefact import Damaged
 from esper_jax.urza.device import Device
 from esper_jax.urza.dispatch import Dispatcher, Fallback
-from esper_jax.urza.probe import make_probe
 from esper_jax.urza.registry import Registry, check_folder, open_registry
 
 ALL = "all"  # in place of a kernel's name
@@ -30,7 +28,7 @@ def describe(config: ConfigDict, device: Device | None = None) -> str:
     config: validated.
     device: None means the first that JAX sees.
   """
-  device = device or Device.of(jax.devices()[0])
+  device = device or probe.gpu()
   if device is None:
     return "no GPU: the reference code runs"
   return f"kernels on {device.kind}: urza.require={config.urza.require}"
@@ -87,7 +85,7 @@ class Kernels:
     check(config)
     u = config.urza
     return cls(
-      device or Device.of(jax.devices()[0]),
+      device or probe.gpu(),
       lambda: open_registry(u.dir, trusted=u.trusted),
       require=u.require,
     )
@@ -104,7 +102,7 @@ class Kernels:
       self._registry,
       self._device,
       require=self._require,
-      probe=make_probe(self._registry),
+      probe=probe.make_probe(self._registry),
       prefer=chosen,
     )
     dispatch.install(self._dispatcher)

@@ -5,7 +5,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from esper_jax.urza.kernel import digest_of
+from esper_jax.urza.kernel import TYPES, digest_of
 
 SCHEMA = 1
 FILES = ("ptx", "ttir")  # of every artefact
@@ -41,6 +41,16 @@ class Spec:
   options: tuple[tuple[str, int | bool], ...]
   target: int
   triton: str
+
+  @property
+  def dtype(self) -> str:
+    """The dtype of its activations, as in `kernel.Form`."""
+    named = {kind.removeprefix("*") for _, kind in self.signature}
+    # Parameters and sums are float32 whatever the activations are.
+    for dtype, name in TYPES.items():
+      if dtype != "float32" and name in named:
+        return dtype
+    return "float32"
 
   @property
   def handle(self) -> str:

@@ -248,9 +248,10 @@ def main(args: argparse.Namespace) -> int:
   Raises:
     InputError: an argument names nothing that there is, or Triton is missing.
   """
-  kernels = chosen(args.kernel or [*KERNELS], KERNELS, "kernel")
+  names = chosen(args.kernel or KERNELS, KERNELS, "kernel")
+  kernels = [KERNELS[name] for name in names]
   targets = targets_of(args.targets.split(","))
-  dtypes = chosen(args.dtypes.split(","), {d: d for d in TYPES}, "dtype")
+  dtypes = chosen(args.dtypes.split(","), TYPES, "dtype")
   triton_version()
   alone = [Path(args.dir)] if args.dir else None
   registry = open_registry(

@@ -13,8 +13,8 @@ from esper_jax.types import InputError
 from esper_jax.urza import archive, evidence, kept, listing, upkeep
 from esper_jax.urza.artefact import Damaged, to_document
 from esper_jax.urza.folder import places
-from esper_jax.urza.launching import dtype_of
 from esper_jax.urza.listing import NEVER_RAN
+from esper_jax.urza.orders import in_options
 from esper_jax.urza.registry import Registry, open_registry
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
@@ -52,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return OK
   except InputError as error:
-    # What a run calls so are options here.
-    text = str(error).replace("--config.urza.", "--")
-    print(f"error: {text}", file=sys.stderr)
+    print(f"error: {in_options(error)}", file=sys.stderr)
     return BAD_INPUT
   except Damaged as damage:
     print(f"damaged: {damage}", file=sys.stderr)
@@ -207,7 +205,7 @@ def _query(options: argparse.Namespace) -> int:
     us = one.latency_us
     time = never if us is None else f"{us:.1f} us"
     words = ", ".join(one.tags) or "no tags"
-    name = f"{one.kernel}  {dtype_of(artefact)}  sm_{one.target}"
+    name = f"{one.kernel}  {artefact.spec.dtype}  sm_{one.target}"
     print(f"{one.key[:12]}  {name}  {time}  {words}")
   print(f"{count} found")
   return OK

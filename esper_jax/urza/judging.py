@@ -163,7 +163,7 @@ def parts_of(artefact: Artefact) -> tuple[Kernel, str, dict[str, int]]:
   Raises:
     KeyError: see `launching.kernel_of`.
   """
-  dtype = launching.dtype_of(artefact)
+  dtype = artefact.spec.dtype
   return launching.kernel_of(artefact), dtype, dict(artefact.spec.constants)
 
 

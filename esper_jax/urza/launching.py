@@ -8,7 +8,7 @@ import jax
 from esper_jax.urza import dispatch
 from esper_jax.urza.artefact import Artefact
 from esper_jax.urza.device import Device
-from esper_jax.urza.kernel import TYPES, Kernel
+from esper_jax.urza.kernel import Kernel
 from esper_jax.urza.kernels.catalogue import KERNELS
 
 Launch = Callable[..., tuple[Any, ...]]
@@ -104,13 +104,3 @@ def kernel_of(artefact: Artefact) -> Kernel:
   if kernel.source.digest != artefact.spec.source:
     raise KeyError(f"{kernel.name} has another text than the artefact's")
   return kernel
-
-
-def dtype_of(artefact: Artefact) -> str:
-  """The dtype of an artefact's activations, as in `kernel.Form`."""
-  named = {kind.removeprefix("*") for _, kind in artefact.spec.signature}
-  # Parameters and sums are float32 whatever the activations are.
-  for dtype, name in TYPES.items():
-    if dtype != "float32" and name in named:
-      return dtype
-  return "float32"

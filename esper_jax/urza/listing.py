@@ -17,7 +17,6 @@ from esper_jax.urza.dispatch import runs_on
 from esper_jax.urza.evidence import Status
 from esper_jax.urza.kernel import TYPES
 from esper_jax.urza.kernels.catalogue import KERNELS
-from esper_jax.urza.launching import dtype_of
 from esper_jax.urza.orders import chosen, targets_of
 from esper_jax.urza.registry import Record, Registry
 
@@ -34,7 +33,7 @@ class Wanted(NamedTuple):
   def fits(self, artefact: Artefact) -> bool:
     """Whether an artefact is that."""
     spec = artefact.spec
-    facts = (spec.kernel, spec.target, dtype_of(artefact))
+    facts = (spec.kernel, spec.target, artefact.spec.dtype)
     return all(a in (None, b) for a, b in zip(self, facts, strict=True))
 
 
@@ -55,18 +54,16 @@ def wanted(
   kernels = sorted({*KERNELS, *(one.kernel for one in found)})
   targets = sorted({*TARGETS, *(one.target for one in found)})
   if kernel is not None:
-    (kernel,) = chosen(
-      [kernel], dict(zip(kernels, kernels, strict=True)), "kernel"
-    )
+    (kernel,) = chosen([kernel], kernels, "kernel")
   if dtype is not None:
-    (dtype,) = chosen([dtype], {name: name for name in TYPES}, "dtype")
+    (dtype,) = chosen([dtype], TYPES, "dtype")
   number = None if target is None else targets_of([target], targets)[0]
   return Wanted(kernel, number, dtype)
 
 
 def check_tags(tags: Iterable[str]) -> list[str]:
   """The tags. InputError where there is no such tag."""
-  return chosen(tags, {tag: tag for tag in evidence.TAGS}, "tag")
+  return chosen(tags, evidence.TAGS, "tag")
 
 
 def check_device(registry: Registry, device: str | None) -> None:
@@ -80,7 +77,7 @@ def check_device(registry: Registry, device: str | None) -> None:
       for record in registry.record(key).evidence:
         kinds |= {record.get("device_kind"), record.get("target")}
   known = sorted(kind for kind in kinds if isinstance(kind, str))
-  chosen([device], {kind: kind for kind in known}, "device")
+  chosen([device], known, "device")
 
 
 def this_device() -> Device | None:
@@ -162,7 +159,7 @@ def _fits(artefact: Artefact, device: Device) -> bool:
 
 def _order(record: Record) -> tuple[object, ...]:
   spec = record.artefact.spec
-  own = (spec.kernel, dtype_of(record.artefact), spec.constants)
+  own = (spec.kernel, record.artefact.spec.dtype, spec.constants)
   return *own, spec.target, spec.tiles, record.artefact.key
 
 
@@ -175,7 +172,7 @@ def _line(record: Record, device: str | None) -> str:
     (
       record.artefact.key[:12],
       spec.kernel,
-      dtype_of(record.artefact),
+      record.artefact.spec.dtype,
       f"sm_{spec.target}",
       cut,
       f"in {_layer(record)}",

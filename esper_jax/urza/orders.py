@@ -3,7 +3,14 @@
 import concurrent.futures
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import (
+  Callable,
+  Collection,
+  Iterable,
+  Iterator,
+  Mapping,
+  Sequence,
+)
 from typing import Any, NamedTuple, TypeVar
 
 from esper_jax.types import InputError
@@ -11,7 +18,7 @@ from esper_jax.urza import assembler
 from esper_jax.urza.artefact import Damaged, Spec
 from esper_jax.urza.assembler import AssemblerError
 from esper_jax.urza.compile import CompilationError
-from esper_jax.urza.kernel import TYPES, Form, Kernel
+from esper_jax.urza.kernel import Form, Kernel
 
 # What is left to do where there is no GPU; the READMEs say it too.
 ON_A_GPU = (
@@ -91,9 +98,9 @@ def each(
 
 
 def chosen(
-  names: Iterable[str], known: Mapping[str, _Item], what: str
-) -> list[_Item]:
-  """Looks names up, each once.
+  names: Iterable[str], known: Collection[str], what: str
+) -> list[str]:
+  """The names, each once.
 
   Raises:
     InputError: one is not known; it lists those that are.
@@ -103,7 +110,7 @@ def chosen(
     if name not in known:
       there = f"there are {', '.join(known)}" if known else "there is none"
       raise InputError(f"unknown {what} {name!r}; {there}")
-  return [known[name] for name in dict.fromkeys(names)]
+  return list(dict.fromkeys(names))
 
 
 def targets_of(
@@ -111,7 +118,12 @@ def targets_of(
 ) -> list[int]:
   """Compute capabilities from names like "90" or "sm_90"; see `chosen`."""
   bare = [name.strip().removeprefix("sm_") for name in names]
-  return chosen(bare, {str(n): n for n in known}, "target")
+  return list(map(int, chosen(bare, [str(n) for n in known], "target")))
+
+
+def in_options(error: InputError) -> str:
+  """What is wrong, in a command: what a run calls so are options there."""
+  return str(error).replace("--config.urza.", "--")
 
 
 def has_facts(
@@ -126,11 +138,9 @@ def has_facts(
 
 
 def name_of(spec: Spec) -> str:
-  """Names an artefact for people: kernel, constants, tiles and target."""
-  pointers = [t.removeprefix("*") for _, t in spec.signature if t[0] == "*"]
-  dtype = next((d for d, t in TYPES.items() if t == pointers[0]), pointers[0])
+  """Names an artefact for people: kernel, dtype, constants, tiles, target."""
   parts = [f"{name}={value}" for name, value in (*spec.constants, *spec.tiles)]
-  return " ".join([spec.kernel, dtype, *parts, f"sm_{spec.target}"])
+  return " ".join([spec.kernel, spec.dtype, *parts, f"sm_{spec.target}"])
 
 
 def reason_of(error: BaseException) -> str:

@@ -194,7 +194,7 @@ def judge(artefact: Artefact, launch: launching.Launch) -> Verdict:
     kernel = launching.kernel_of(artefact)
   except KeyError as error:
     return Verdict(False, f"no such kernel here: {error}", ran=False)
-  dtype = launching.dtype_of(artefact)
+  dtype = artefact.spec.dtype
   constants = dict(artefact.spec.constants)
   found = numerics.check(launch, kernel, dtype, constants)
   # Says nothing about the kernel: another program has the memory.

@@ -227,7 +227,7 @@ def main(args: argparse.Namespace) -> int:
     InputError: see `tune`; or there is no such kernel or dtype.
   """
   chosen(args.kernel, KERNELS, "kernel")
-  chosen(args.dtype, {name: name for name in TYPES}, "dtype")
+  chosen(args.dtype, TYPES, "dtype")
   device = probe.gpu()
   if device is None:
     print(NO_GPU, file=sys.stderr)
