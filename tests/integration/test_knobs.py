@@ -191,7 +191,7 @@ def figures(config: ConfigDict) -> Any:
   return run(config).metrics
 
 
-def tested(config: ConfigDict) -> Any:
+def reads_test(config: ConfigDict) -> Any:
   """Whether the test set was read."""
   return any("test_accuracy" in event for event in run(config).events)
 
@@ -461,7 +461,7 @@ CASES: dict[str, Case] = {
   "train.chunk_steps": Case(2, compiled),
   "train.log_every": Case(1, figures),
   "train.max_steps": Case(3, timetable),
-  "eval.test": Case(False, tested),
+  "eval.test": Case(False, reads_test),
   "kasmina.blueprints": Case((), branches),
   "kasmina.initializer": Case("random", figures, GROW),
   "kasmina.blend": Case("multiply", figures, GROW),

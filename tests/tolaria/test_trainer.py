@@ -406,10 +406,11 @@ def test_what_a_display_is_told(watch):
     "kasmina",
     "tolaria",
     "device",
+    "urza",
   ]
   assert "448 train, 431 validation" in parts["data"]
   assert "slot1, slot2" in parts["kasmina"]
-  assert told[6] == ("begin", 0, 5, STEPS)
+  assert told[7] == ("begin", 0, 5, STEPS)
   assert [t[1] for t in told if t[0] == "steps"] == [*range(3, 5 * STEPS, 3)]
   assert [t[1].epoch for t in told if t[0] == "epoch"] == [1, 2, 3, 4, 5]
   (pace,) = [t for t in told if t[0] == "pace"]
@@ -424,9 +425,9 @@ def test_what_a_display_is_told(watch):
   assert second.result == run.result
   assert second.events == []
   kinds = [t[0] for t in again.told]
-  assert kinds == ["part"] * 6 + ["begin", "part", "finish", "close"]
-  assert again.told[7][2] == "this run was completed before"
-  assert again.told[6] == ("begin", 5, 5, STEPS)
+  assert kinds == ["part"] * 7 + ["begin", "part", "finish", "close"]
+  assert again.told[8][2] == "this run was completed before"
+  assert again.told[7] == ("begin", 5, 5, STEPS)
   assert (run.path / "events.jsonl").read_bytes() == before
   assert equal(second.arrays(), run.arrays())  # the network is there
 
