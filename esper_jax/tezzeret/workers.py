@@ -11,6 +11,7 @@ import os
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -19,8 +20,40 @@ _ENDING = threading.Event()  # the interpreter shuts down: begin nothing more
 _GRACE = 20.0  # seconds that a job gets then; longer than most compilations
 
 
+class _Queue:
+  """What a pool and its threads share: no thread keeps its pool alive."""
+
+  def __init__(self) -> None:
+    self.changed = threading.Condition()
+    self.jobs: list[tuple[int, int, Callable[[], None]]] = []
+    self.idle = 0
+    self.closed = False
+
+  def close(self) -> None:
+    with self.changed:
+      self.closed = True
+      self.jobs.clear()
+      self.changed.notify_all()
+
+  def work(self) -> None:
+    while True:
+      with self.changed:
+        self.idle += 1
+        while not self.jobs and not self.closed:
+          self.changed.wait()
+        self.idle -= 1
+        if self.closed or _ENDING.is_set():
+          return
+        _, _, job = heapq.heappop(self.jobs)
+      _run(job)
+      del job  # or its program lives until the next one
+
+
 class Workers:
-  """Runs jobs in the order of their priority, then of their arrival."""
+  """Runs jobs in the order of their priority, then of their arrival.
+
+  A pool that nobody refers to any more ends as one that was closed.
+  """
 
   def __init__(self, threads: int):
     """Makes a pool; a thread starts with the first job that needs it.
@@ -30,23 +63,22 @@ class Workers:
     """
     self._size = threads
     self._threads: list[threading.Thread] = []
-    self._idle = 0
-    self._queue: list[tuple[int, int, Callable[[], None]]] = []
     self._order = itertools.count()
-    self._changed = threading.Condition()
-    self._closed = False
+    self._queue = _Queue()
+    weakref.finalize(self, self._queue.close).atexit = False
 
   def submit(self, priority: int, job: Callable[[], None]) -> None:
     """Queues a job; the lowest number goes first. A job must not raise."""
-    with self._changed:
-      heapq.heappush(self._queue, (priority, next(self._order), job))
-      if self._idle < len(self._queue) and len(self._threads) < self._size:
+    queue = self._queue
+    with queue.changed:
+      heapq.heappush(queue.jobs, (priority, next(self._order), job))
+      if queue.idle < len(queue.jobs) and len(self._threads) < self._size:
         thread = threading.Thread(
-          target=self._work, name="tezzeret", daemon=True
+          target=queue.work, name="tezzeret", daemon=True
         )
         self._threads.append(thread)
         thread.start()
-      self._changed.notify()
+      queue.changed.notify()
 
   def start(self, job: Callable[[], None]) -> None:
     """Runs a job at once, in a thread of its own. It must not raise."""
@@ -56,23 +88,7 @@ class Workers:
 
   def close(self) -> None:
     """Drops what waits; does not wait for what runs."""
-    with self._changed:
-      self._closed = True
-      self._queue.clear()
-      self._changed.notify_all()
-
-  def _work(self) -> None:
-    while True:
-      with self._changed:
-        self._idle += 1
-        while not self._queue and not self._closed:
-          self._changed.wait()
-        self._idle -= 1
-        if self._closed or _ENDING.is_set():
-          return
-        _, _, job = heapq.heappop(self._queue)
-      _run(job)
-      del job  # or its program lives until the next one
+    self._queue.close()
 
 
 def _run(job: Callable[[], None]) -> None:

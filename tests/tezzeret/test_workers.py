@@ -1,5 +1,6 @@
 """Jobs by priority; a process that ends while one runs."""
 
+import gc
 import subprocess
 import sys
 import threading
@@ -62,6 +63,18 @@ def test_what_waits_when_a_pool_is_closed_is_dropped():
   until(lambda: not workers.at_work())
   time.sleep(0.05)
   assert ran == []
+
+
+def test_the_threads_of_a_forgotten_pool_end():
+  found = []
+  pool = Workers(1)
+  pool.submit(0, lambda: found.append(threading.current_thread()))
+  until(lambda: found and not workers.at_work())
+  assert found[0].is_alive()
+  del pool
+  gc.collect()
+  found[0].join(30)
+  assert not found[0].is_alive()
 
 
 END = """
