@@ -65,7 +65,7 @@ class Workers:
     self._threads: list[threading.Thread] = []
     self._order = itertools.count()
     self._queue = _Queue()
-    weakref.finalize(self, self._queue.close).atexit = False
+    weakref.finalize(self, self._queue.close)
 
   def submit(self, priority: int, job: Callable[[], None]) -> None:
     """Queues a job; the lowest number goes first. A job must not raise."""
