@@ -18,6 +18,15 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
+import pytest
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_collection_modifyitems(items):
+  if os.environ.get("ESPER_TEST_FULL") == "1":
+    return
+  for item in items:
+    if item.get_closest_marker("full"):
+      item.add_marker(pytest.mark.skip(reason="long; make test-all runs it"))

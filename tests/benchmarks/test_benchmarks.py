@@ -59,6 +59,7 @@ def test_demo_gain(tmp_path, capsys):
   assert "gain in validation accuracy" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_bottleneck(tmp_path, capsys):
   path = tmp_path / "out.json"
   flags = ["--seeds=1", "--first=100", f"--json={path}"]
@@ -84,6 +85,7 @@ def test_bottleneck_without_any_growth(tmp_path):
   assert document["seeds"][0]["closed"] == {}
 
 
+@pytest.mark.full
 def test_loop_efficiency(tmp_path, capsys):
   path = tmp_path / "out.json"
   flags = ["--shapes", "digits", f"--json={path}", *TINY]

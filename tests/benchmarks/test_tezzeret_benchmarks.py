@@ -72,6 +72,7 @@ def test_dormant_overhead_of_the_system(tmp_path, capsys):
   assert "dormant / none" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_startup(tmp_path, capsys):
   path = tmp_path / "out.json"
   flags = ["--shapes", "digits", "--repeats=1", f"--json={path}", *TINY]

@@ -72,8 +72,13 @@ def workdir_of(out: str) -> Path:
   return paths[0].parent
 
 
+def long(example: str) -> tuple[pytest.MarkDecorator, ...]:
+  return (pytest.mark.full,) if "resnet18" in example else ()
+
+
 @pytest.mark.parametrize(
-  "example", [a for _, a in EXAMPLES], ids=[what for what, _ in EXAMPLES]
+  "example",
+  [pytest.param(a, id=what, marks=long(a)) for what, a in EXAMPLES],
 )
 def test_example(run, place, example):
   arguments = smoke(example)
@@ -99,6 +104,7 @@ def test_example(run, place, example):
   assert "test accuracy (read once)" in out
 
 
+@pytest.mark.full
 def test_the_examples_show_what_they_say(place):
   """What `test_example` left behind; it runs first."""
 

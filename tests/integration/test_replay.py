@@ -48,7 +48,9 @@ def test_a_replay_on_another_seed_grows_alike(lab, whole, replay):
   assert network(left) != network(whole)
 
 
-@pytest.mark.parametrize("final", [False, True])
+@pytest.mark.parametrize(
+  "final", [False, pytest.param(True, marks=pytest.mark.full)]
+)
 def test_a_replay_that_was_killed_ends_the_same(
   lab, whole, replay, same, final
 ):

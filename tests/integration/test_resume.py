@@ -1,6 +1,6 @@
 """A run that was stopped, in whatever way, ends as if it had not been.
 
-ESPER_TEST_FULL=1 stops it 20 times in each way instead of 3, and damages its
+ESPER_TEST_FULL=1 stops it 20 times in each way instead of 2, and damages its
 newest checkpoint in three ways instead of one.
 """
 
@@ -11,7 +11,7 @@ import signal
 import pytest
 
 FULL = os.environ.get("ESPER_TEST_FULL") == "1"
-TIMES = 20 if FULL else 3
+TIMES = 20 if FULL else 2
 
 
 def test_kill_at_random_moments(lab, whole, same):

@@ -118,7 +118,7 @@ def host_step(host, variables, seeds, images, labels):
   ("name", "norm", "slot", "channels"),
   [
     ("resnet8", "batch", "slot2_1", 8),
-    ("resnet8", "group", "slot2_1", 8),
+    pytest.param("resnet8", "group", "slot2_1", 8, marks=pytest.mark.full),
     ("mlp", "batch", "slot1", 4),
   ],
 )

@@ -85,7 +85,9 @@ def fail(number):
   raise jax.errors.JaxRuntimeError(f"INTERNAL: no luck\nwith {number}")
 
 
-@pytest.mark.parametrize("lead", [0, 1, 2])
+@pytest.mark.parametrize(
+  "lead", [0, pytest.param(1, marks=pytest.mark.full), 2]
+)
 def test_when_programs_are_compiled_changes_nothing(watch, compiler, lead):
   changes = {**GROW, "tezzeret.lead_epochs": lead}
   runs = [watch(**changes, **{"tezzeret.threads": 0}).train()]
@@ -388,7 +390,9 @@ def test_a_seed_that_cannot_be_removed_stays_silent_and_is_tried_again(
   assert run.times("embargo_ended") == [("embargo_ended", 8)] * 2
 
 
-@pytest.mark.parametrize("treat", ["slow", "failing", "hanging"])
+@pytest.mark.parametrize(
+  "treat", [pytest.param("slow", marks=pytest.mark.full), "failing", "hanging"]
+)
 def test_growing_and_culling_never_locks_up(watch, compiler, treat):
   """Seeds come and go in both slots, and few programs are kept."""
   over = threading.Event()
