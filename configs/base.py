@@ -98,9 +98,17 @@ def get_config() -> ConfigDict:
   config.kasmina.measure_budget = 0.05  # share of the training FLOPs
 
   config.tamiyo = ConfigDict()
-  # never | periodic | schedule | random | heuristic | replay
+  # never | periodic | schedule | random | heuristic | replay | learned
   config.tamiyo.policy = "heuristic"
-  config.tamiyo.policy_path = ""  # file of a policy of your own; "" = none
+  # of a learned policy: a file, or a name that Urza keeps one under; "" = the
+  # shipped one. Or the file of a policy of your own
+  config.tamiyo.policy_path = ""
+  # where a learned policy cannot be used: fallback = the heuristic goes on,
+  # stop = the run ends
+  config.tamiyo.on_policy_error = "fallback"
+  # of a learned policy: 0 = it does what is likeliest; 1 = it draws, as its
+  # network says
+  config.tamiyo.temperature = 0.0
   config.tamiyo.adaptation_frequency = 1  # epochs between two decisions
   config.tamiyo.max_adaptations_per_epoch = 2  # germinations per decision
   config.tamiyo.max_growths = 8  # germinations in the whole run

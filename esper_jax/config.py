@@ -31,6 +31,7 @@ FREE_KEYS = (
   "data.cache_dir",
   "data.download",
   "tamiyo.replay",
+  "tamiyo.on_policy_error",
   "checkpoint.keep_last",
   "checkpoint.keep_best",
   "oona.fsync",
@@ -205,13 +206,12 @@ def _check_together(flat: Mapping[str, Any]) -> None:
     "tamiyo.schedule",
     f"every epoch must be below --config.train.epochs={epochs}",
   )
-  path = flat["tamiyo.policy_path"]
+  policy, path = flat["tamiyo.policy"], flat["tamiyo.policy_path"]
+  # A learned policy that is not there is replaced, or not, when it is read.
+  own = not path or policy == "learned"
+  require(own or os.path.isfile(path), "tamiyo.policy_path", "no such file")
   require(
-    not path or os.path.isfile(path), "tamiyo.policy_path", "no such file"
-  )
-  policy = flat["tamiyo.policy"]
-  require(
-    not path or policy not in KNOBS["tamiyo.policy"].choices,
+    own or policy not in KNOBS["tamiyo.policy"].choices,
     "tamiyo.policy_path",
     f"the policy {policy} reads no file; leave it empty, or choose a policy of"
     " --config.urza.modules",

@@ -168,9 +168,17 @@ KNOBS: dict[str, Knob] = {
   "kasmina.measure_examples": _POSITIVE,
   "kasmina.measure_budget": _number("[0, 1]"),
   "tamiyo.policy": _choice(
-    "never", "periodic", "schedule", "random", "heuristic", "replay"
+    "never",
+    "periodic",
+    "schedule",
+    "random",
+    "heuristic",
+    "replay",
+    "learned",
   ),
   "tamiyo.policy_path": _TEXT,
+  "tamiyo.on_policy_error": _choice("fallback", "stop"),
+  "tamiyo.temperature": _number("[0, inf)"),
   "tamiyo.adaptation_frequency": _integer(1, 8),  # of 8 epochs remembered
   "tamiyo.max_adaptations_per_epoch": _POSITIVE,
   "tamiyo.max_growths": _COUNT,

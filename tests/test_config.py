@@ -20,7 +20,12 @@ from esper_jax.types import InputError
 from esper_jax.urza import dispatch
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-FILES = [p for p in sorted(CONFIGS.glob("*.py")) if p.stem != "base"]
+# Those of main.py: simic_*.py are read by `python -m esper_jax.simic`.
+FILES = [
+  p
+  for p in sorted(CONFIGS.glob("*.py"))
+  if p.stem != "base" and not p.stem.startswith("simic_")
+]
 
 
 def edited(**changes) -> ConfigDict:
@@ -280,6 +285,14 @@ def test_policy_file_is_for_policies_of_a_module(tmp_path):
   assert "the policy heuristic reads no file" in refusal(**changes)
   changes |= {"tamiyo__policy": "mine", "urza__modules": ("my_policies",)}
   config_lib.validate(edited(**changes))
+
+
+def test_a_learned_policy_may_be_missing():
+  """Then the heuristic goes on: see tests/tolaria/test_policy_fallback.py."""
+  for path in ("", "no/such.safetensors", "a-name"):
+    changes = {"tamiyo__policy": "learned", "tamiyo__policy_path": path}
+    config_lib.validate(edited(**changes))
+  assert "one of fallback, stop" in refusal(tamiyo__on_policy_error="go on")
 
 
 def test_names_can_be_written_in_several_ways():

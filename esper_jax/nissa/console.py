@@ -20,6 +20,7 @@ _SHOWN = frozenset(
     "fossilized",
     "culled",
     "fault",
+    "policy_fallback",
     "rolled_back",
     "quarantined",
     "interrupted",

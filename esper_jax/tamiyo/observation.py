@@ -29,6 +29,7 @@ SCHEDULED = 64
 DRAWN = 128
 OWN_RULE = 256
 NOT_POSSIBLE = 512
+LEARNED = 1024
 
 REASONS: dict[int, str] = {
   GATE_PASSED: "the gate to the next stage passes",
@@ -41,6 +42,7 @@ REASONS: dict[int, str] = {
   DRAWN: "drawn at random",
   OWN_RULE: "the rule asks for it",
   NOT_POSSIBLE: "asked for, but not possible now",
+  LEARNED: "the learned policy's choice",
 }
 
 
@@ -224,6 +226,23 @@ def unknown(rows: int, blueprints: int) -> Observation:
     legal=legal.at[:, int(Action.WAIT), :].set(True),
     cost=full(pairs, 0, f),
   )
+
+
+def open_pairs(observation: Observation, seeds_per_slot: int = 1) -> jax.Array:
+  """Tells where a germination is legal; of a slot's lanes, the first.
+
+  Args:
+    observation: see `Observation`.
+    seeds_per_slot: rows of one slot.
+
+  Returns:
+    bool [rows, blueprints].
+  """
+  legal = observation.legal[:, int(Action.GERMINATE), :]
+  if seeds_per_slot == 1:
+    return legal
+  lanes = legal.reshape(-1, seeds_per_slot, legal.shape[1])
+  return (lanes & (lanes.cumsum(axis=1) == 1)).reshape(legal.shape)
 
 
 def improvement(

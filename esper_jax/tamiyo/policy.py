@@ -32,6 +32,8 @@ from esper_jax.tamiyo.observation import Decision, Decisions, Observation
 from esper_jax.tamiyo.rules import Rule, Settings, Words
 from esper_jax.types import Action, InputError, Path, PyTree, Stage
 
+LEARNED = "learned"  # see `tamiyo.learned`
+
 
 class Policy(NamedTuple):
   """Five functions that decide; all but `explain` can be jitted and vmapped.
@@ -160,13 +162,13 @@ def from_rule(name: str, rule: Rule, settings: Settings) -> Policy:
       words = Words(observation, decisions, row, slots, blueprint_names)
       reason, action = int(decisions.reason[row]), int(decisions.action[row])
       if action == int(Action.GERMINATE):
-        out.append(_record(words, action, rule.sentence(words)))
+        out.append(record(words, action, rule.sentence(words)))
       elif action != int(Action.WAIT):
         text = shepherd.sentence(observation, row, reason, **patience)
-        out.append(_record(words, action, text))
+        out.append(record(words, action, text))
       if reason & obs.NOT_POSSIBLE:
         text = f"{rule.sentence(words)}, but {_obstacle(words)}"
-        out.append(_record(words, int(Action.WAIT), text))
+        out.append(record(words, int(Action.WAIT), text))
     return out
 
   return Policy(
@@ -210,7 +212,8 @@ def _likeliest(
   ]
 
 
-def _record(words: Words, action: int, reason: str) -> Decision:
+def record(words: Words, action: int, reason: str) -> Decision:
+  """What is asked of a row, for people (host side)."""
   decisions, row = words.decisions, words.row
   kind = int(decisions.blueprint[row])
   waits = action == int(Action.WAIT)
@@ -243,8 +246,8 @@ _RULES: dict[str, Callable[[Settings], Rule]] = {
 
 
 def names() -> tuple[str, ...]:
-  """Lists the policies that `make` knows."""
-  return ("never", *_RULES, "replay")
+  """Lists the policies by name; all but the last are made by `make`."""
+  return ("never", *_RULES, "replay", LEARNED)
 
 
 def register(name: str, build: Callable[[Settings], Rule]) -> None:
@@ -274,7 +277,7 @@ def make(name: str, **settings: Any) -> Policy:
   """Makes a policy by name.
 
   Args:
-    name: one of `names()`.
+    name: one of `names()` but "learned".
     **settings: fields of `Settings`; a rule ignores those it does not need.
 
   Raises:
@@ -291,6 +294,10 @@ def make(name: str, **settings: Any) -> Policy:
         f"unknown setting '{key}' of policy '{name}'; valid:"
         f" {', '.join(Settings._fields)}"
       )
+  if name == LEARNED:
+    raise InputError(
+      f"policy '{name}' is made of a file of weights: use tamiyo.learned.make"
+    )
   numbers = Settings(**settings)
   _check(numbers)
   if name in ("never", "replay"):
@@ -309,6 +316,7 @@ _RANGES: dict[str, tuple[float, float]] = {
   "max_training_epochs": (1, float("inf")),
   "max_holding_epochs": (1, float("inf")),
   "gain_sigmas": (0, float("inf")),
+  "temperature": (0, float("inf")),
 }
 
 

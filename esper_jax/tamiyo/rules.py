@@ -45,6 +45,9 @@ class Settings(NamedTuple):
     gain_sigmas: standard errors below zero at which a contribution measured
       in HOLDING counts as harm.
     policy_path: file of a learned policy; none of the rules here has one.
+    max_growths: germinations in the whole run.
+    temperature: of `learned`: 0 takes the likeliest, 1 draws, as likely as
+      the network says; between, likelier ones oftener.
   """
 
   max_adaptations_per_epoch: int = 2
@@ -62,6 +65,8 @@ class Settings(NamedTuple):
   max_holding_epochs: int = 4
   gain_sigmas: float = 2.0
   policy_path: str = ""
+  max_growths: int = 8
+  temperature: float = 0.0
 
 
 class Wish(NamedTuple):
@@ -334,7 +339,9 @@ def random(settings: Settings) -> Rule:
   place and blueprint of each are uniform over what is legal.
   """
   cap = settings.max_adaptations_per_epoch
-  chance = float(settings.probability)
+  chance = settings.probability
+  if not isinstance(chance, jax.Array):  # one in a program may be its argument
+    chance = float(chance)
 
   def propose(state, observation, key):
     del state

@@ -155,7 +155,7 @@ def sentence(
   o = observation
   stage = Stage(int(o.stage[row]))
   age, gate = int(o.age[row]), int(o.gate[row])
-  contribution = _contribution(o, row)
+  contribution = contribution_text(o, row)
   spent = f"{age} epoch{'s' * (age != 1)} in {stage.name}"
   if reason & obs.NOT_FINITE:
     return f"a gradient or parameter of the seed is not finite after {spent}"
@@ -179,7 +179,8 @@ def sentence(
   return f"{contribution} after {spent}: the gate passes"
 
 
-def _contribution(observation: Observation, row: int) -> str:
+def contribution_text(observation: Observation, row: int) -> str:
+  """A row's contribution in words (host side)."""
   if not bool(observation.contribution_known[row]):
     return "contribution not measured"
   value = float(observation.contribution[row])

@@ -15,10 +15,9 @@ from esper_jax.hosts.host import Host, from_linen
 from esper_jax.hosts.registry import make_host
 from esper_jax.kasmina import blueprints, lifecycle, surgery
 from esper_jax.kasmina.slot import with_seeds_at
-from esper_jax.tamiyo import policy as policies
-from esper_jax.tamiyo.rules import Settings
+from esper_jax.tamiyo.policy import Policy
 from esper_jax.tezzeret.program import Limits
-from esper_jax.tolaria import governor, optimizers, replaying
+from esper_jax.tolaria import governor, learned_policy, optimizers, replaying
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.measure import EvalBatch, device_batches
 from esper_jax.tolaria.state import TrainState, init_state
@@ -61,9 +60,10 @@ class Parts(NamedTuple):
   steps: StepOptions
   chunk: int
   growth: GrowthOptions
-  policy: policies.Policy
+  policy: Policy
   governor: governor.Rules
   compiler_options: dict[str, Any]
+  policy_error: str = ""  # why a learned policy cannot be used
 
 
 def load_data(config: ConfigDict) -> Dataset:
@@ -98,6 +98,7 @@ def assemble(config: ConfigDict, data: Dataset) -> Parts:
   slots = slots_of(host, example)
   growth = _growth(config, slots, chain, timetable)
   growth = replaying.with_replay(config, growth)
+  policy, policy_error = learned_policy.make_policy(config, growth)
   parts = Parts(
     data=data,
     validation=device_batches(
@@ -120,11 +121,12 @@ def assemble(config: ConfigDict, data: Dataset) -> Parts:
     ),
     chunk=_chunk(config),
     growth=growth,
-    policy=_policy(config, growth),
+    policy=policy,
     governor=governor.Rules(
       chance=1 / data.num_classes, **config.governor.to_dict()
     ),
     compiler_options=dict(_DETERMINISTIC) if config.deterministic else {},
+    policy_error=policy_error,
   )
   check_readable(parts)
   return parts
@@ -324,6 +326,7 @@ def _growth(
     frequency=config.tamiyo.adaptation_frequency,
     guesses=config.tezzeret.guesses,
     timeout=config.tezzeret.timeout_seconds,
+    stop_on_policy_error=config.tamiyo.on_policy_error == "stop",
   )
 
 
@@ -369,12 +372,3 @@ def _import_blueprints(module: str) -> None:
       f"urza.modules: '{module}' cannot be imported ({type(error).__name__}:"
       f" {reason}); give modules on Python's path that register blueprints"
     ) from error
-
-
-def _policy(config: ConfigDict, growth: GrowthOptions) -> policies.Policy:
-  sections = {**config.tamiyo, **config.kasmina}
-  settings = {n: sections[n] for n in Settings._fields if n in sections}
-  settings["schedule"] = policies.resolve_schedule(
-    tuple(config.tamiyo.schedule), list(growth.slots), growth.blueprints
-  )
-  return policies.make(config.tamiyo.policy, **settings)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from esper_jax.tolaria import governor, recovery
+from esper_jax.tolaria import governor, policy_fallback, recovery
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.checkpoints import Damage
 from esper_jax.tolaria.run import Run
@@ -84,6 +84,7 @@ def roll_back(
   run.governor = governor.after_rollback(kept, run.governor)
   run.ledger = failed.ledger.rewind(run.ledger)
   run.rolled_back = failed.rolled_back + 1
+  run.policy = policy_fallback.kept(failed.policy, run.policy)
   # A deterministic run that only went back would do the same again.
   run.state = run.state.replace(
     lr_factor=jnp.asarray(response.lr_factor, jnp.float32),

@@ -5,6 +5,7 @@ life; Tamiyo decides; moves between stages take effect through leaves; what is
 due at this boundary enters or leaves the tree.
 """
 
+import functools
 from collections.abc import Collection, Hashable, Mapping
 from typing import Any
 
@@ -17,7 +18,7 @@ from esper_jax.tamiyo.observation import Observation
 from esper_jax.tamiyo.policy import Policy
 from esper_jax.tamiyo.replay import Imposed, Plan
 from esper_jax.tezzeret.forge import Forge
-from esper_jax.tolaria import foresight
+from esper_jax.tolaria import foresight, policy_fallback
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.growth_programs import make_programs
 from esper_jax.tolaria.planting import Planting
@@ -267,6 +268,7 @@ class Growth:
   def _ask(self, run: Run, observation: Observation) -> None:
     o = self.options
     self._tell_refusals(run, observation)
+    before = run.policy
     run.policy, decisions, moved, refused = self._call(
       "decide",
       run.policy,
@@ -275,6 +277,14 @@ class Growth:
       run.signals,
       np.int32(run.governor.attempt),
       np.int32(run.epoch),
+    )
+    policy_fallback.check(
+      before,
+      run.policy,
+      functools.partial(
+        self._bus.publish, epoch=run.epoch, step=run.next_batch
+      ),
+      stop=o.stop_on_policy_error,
     )
     for decision in self.policy.explain(
       decisions, observation, list(o.slots), list(o.blueprints)

@@ -29,6 +29,8 @@ class GrowthOptions(NamedTuple):
     replay: what happens in place of a policy's decisions; None asks it.
     warmup: steps of a newborn's warm-up; what is there from the start of a
       replay is past it.
+    stop_on_policy_error: whether a learned policy that cannot be used ends the
+      run; else the heuristic goes on.
   """
 
   slots: SlotTable
@@ -48,6 +50,7 @@ class GrowthOptions(NamedTuple):
   timeout: float
   replay: Plan | None = None
   warmup: int = 0
+  stop_on_policy_error: bool = False
 
   @property
   def rows(self) -> int:

@@ -100,14 +100,22 @@ def boundary_key(
   seed: int, attempt: Any, epoch: Any, purpose: int
 ) -> jax.Array:
   """A key of one boundary; a second attempt after a rollback differs."""
-  key = jax.random.key(seed)
+  return fold_boundary(jax.random.key(seed), attempt, epoch, purpose)
+
+
+def fold_boundary(
+  key: jax.Array, attempt: Any, epoch: Any, purpose: int
+) -> jax.Array:
+  """As `boundary_key`, from the key of the run."""
   for n in (attempt, epoch, purpose):
     key = jax.random.fold_in(key, n)
   return key
 
 
 def make_observe(
-  rules: lifecycle.Rules, fits: np.ndarray, cost: np.ndarray
+  rules: lifecycle.Rules,
+  fits: np.ndarray | jax.Array,
+  cost: np.ndarray | jax.Array,
 ) -> Callable[..., Observation]:
   """Builds the function that makes an observation, germination scores apart.
 

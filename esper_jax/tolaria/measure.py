@@ -23,7 +23,7 @@ from esper_jax.tolaria.state import TrainState
 from esper_jax.types import HOST_GROUP, Path, Stage
 
 MIN_EXAMPLES = 256
-_MEASURABLE = (
+MEASURABLE = (
   Stage.TRAINING,
   Stage.BLENDING,
   Stage.HOLDING,
@@ -117,7 +117,7 @@ def plan(
   ripe = (stages == Stage.TRAINING) & (ages >= min_training)
   urgent = [r for r in rows if stages[r] == Stage.HOLDING]
   urgent += [r for r in rows if ripe[r]]
-  others = [r for r in rows if stages[r] in _MEASURABLE and r not in urgent]
+  others = [r for r in rows if stages[r] in MEASURABLE and r not in urgent]
   others.sort(key=lambda r: (-since[r], r))
   affordable = int(budget / (cost * min(limit, MIN_EXAMPLES)))
   chosen = urgent + others[: max(0, affordable - len(urgent))]

@@ -82,7 +82,7 @@ def make_optimizer(
   chain = optax.chain(*parts)
   if accumulate_steps > 1:
     chain = optax.MultiSteps(chain, accumulate_steps).gradient_transformation()
-  return _with_own_promotion(chain)
+  return with_own_promotion(chain)
 
 
 def make_schedule(
@@ -178,7 +178,7 @@ def check_user_chain(
     InputError: the chain carries a schedule, a (negative) learning rate, needs
       more than gradients and parameters, or changes a shape or dtype.
   """
-  chain = _with_own_promotion(tx)
+  chain = with_own_promotion(tx)
   params = {"kernel": jnp.zeros((2, 2)), "bias": jnp.zeros((2,))}
   state = chain.init(params)
   scheduled = [
@@ -218,7 +218,7 @@ def check_user_chain(
   return chain
 
 
-def _with_own_promotion(
+def with_own_promotion(
   tx: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
   # Optax mixes int32 counts with Python floats, so it cannot run under

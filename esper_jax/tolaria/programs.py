@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.data.pipeline import permutation
-from esper_jax.kasmina import blueprints, initializers
 from esper_jax.tezzeret.forge import Forge
 from esper_jax.tezzeret.lowering import abstract
 from esper_jax.tezzeret.program import Compiled, Limits, Program
@@ -291,7 +290,7 @@ class Programs:
 
   def _add_score(self, blueprint: str, spec: SlotSpec) -> str:
     name = f"score:{blueprint}:{spec.form}"
-    function = _score_function(blueprint, spec)
+    function = steps.make_score(blueprint, spec)
     self.forge.add(name, function, rare=True, keep=True)
     return name
 
@@ -299,19 +298,3 @@ class Programs:
     return self.forge.program(
       name, run.state, run.sums, self._images, self._labels, indices
     )
-
-
-def _score_function(
-  blueprint: str, spec: SlotSpec
-) -> Callable[..., tuple[jax.Array, jax.Array]]:
-  def score(key, x, g):
-    branch = blueprints.get(blueprint)
-    params, state = initializers.initialize("zero_out", branch, key, spec)
-    dtype = jnp.dtype(spec.dtype)
-    args = branch, params, state, x.astype(dtype), g.astype(dtype)
-    return (
-      initializers.germination_score(*args),
-      initializers.first_gain(*args),
-    )
-
-  return score

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 
 from esper_jax.kasmina.slot import all_seeds
+from esper_jax.tolaria import policy_fallback
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.display import TrainingMetrics
 from esper_jax.tolaria.growth_options import GrowthOptions
@@ -71,7 +72,7 @@ def make(
     "config_hash": config_hash,
     "data": parts.data.source,
     "data_sha256": parts.data.sha256,
-    "policy_used": parts.policy.name,
+    "policy_used": policy_fallback.used(parts.policy, run.policy),
   }
 
 

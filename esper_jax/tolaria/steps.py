@@ -13,7 +13,7 @@ import optax
 from flax import struct
 
 from esper_jax.hosts.host import Host
-from esper_jax.kasmina import segments
+from esper_jax.kasmina import blueprints, initializers, segments
 from esper_jax.kasmina.slot import (
   all_seeds,
   group_name,
@@ -22,7 +22,7 @@ from esper_jax.kasmina.slot import (
 )
 from esper_jax.kasmina.surgery import group_params, with_group_params
 from esper_jax.tolaria.state import TrainState
-from esper_jax.types import HOST_GROUP, PyTree, SlotTable
+from esper_jax.types import HOST_GROUP, PyTree, SlotSpec, SlotTable
 
 Images = jax.Array  # uint8 [examples, height, width, channels]
 Labels = jax.Array  # int32 [examples]
@@ -81,13 +81,17 @@ def empty_sums(state: TrainState) -> Sums:
   )
 
 
-def make_train_step(host: Host, options: StepOptions) -> Callable[..., Any]:
-  """Builds (state, sums, images, labels, indices int32 [batch]) -> both."""
+def make_loss(host: Host, options: StepOptions) -> Callable[..., Any]:
+  """Builds the loss of a batch, to be differentiated by its first argument.
 
-  def loss_fn(groups, state, x, labels, key):
-    seeds = with_group_params(state.seeds, groups)
+  (group -> parameters, collections, seeds, x [batch, ...], labels int32
+  [batch], key) -> (mean loss, (collections, seeds, hits float32 [])).
+  """
+
+  def loss_fn(groups, collections, seeds, x, labels, key):
+    seeds = with_group_params(seeds, groups)
     logits, collections, seeds = host.apply(
-      groups[HOST_GROUP], state.collections, seeds, x, train=True, key=key
+      groups[HOST_GROUP], collections, seeds, x, train=True, key=key
     )
     target = optax.smooth_labels(
       jax.nn.one_hot(labels, logits.shape[-1]), options.label_smoothing
@@ -95,6 +99,62 @@ def make_train_step(host: Host, options: StepOptions) -> Callable[..., Any]:
     losses = optax.softmax_cross_entropy(logits, target)
     hits = (logits.argmax(-1) == labels).sum(dtype=jnp.float32)
     return losses.mean(), (collections, seeds, hits)
+
+  return loss_fn
+
+
+def move(
+  options: StepOptions,
+  params: PyTree,
+  gradient: PyTree,
+  optimizer: PyTree,
+  *,
+  rate: jax.Array,
+) -> tuple[PyTree, PyTree]:
+  """Updates one group: (its parameters, its optimizer state).
+
+  Args:
+    options: of the step.
+    params: of the group.
+    gradient: as params.
+    optimizer: the group's state.
+    rate: float32 []. The learning rate.
+  """
+  direction, new = options.optimizer.update(gradient, optimizer, params)
+  return _descend(params, direction, rate), new
+
+
+def move_seed(
+  options: StepOptions,
+  params: PyTree,
+  gradient: PyTree,
+  optimizer: PyTree,
+  *,
+  rate: jax.Array,
+  age: jax.Array,
+  multiplier: jax.Array,
+) -> tuple[PyTree, PyTree]:
+  """As `move`, of a seed: warmed up by its age, and still where silenced.
+
+  Args:
+    options, params, gradient, optimizer, rate: see `move`.
+    age: int32 []. Steps since the seed was born.
+    multiplier: float32 []. Its `Seed.updates`.
+  """
+  rate = rate * options.newborn_factor(age)
+  moved, new = move(
+    options, params, gradient, optimizer, rate=rate * multiplier
+  )
+  # Silence is a selection, so that a sick seed's NaN stays with it.
+  kept = jax.tree.map(
+    lambda new, old: jnp.where(multiplier > 0, new, old), moved, params
+  )
+  return kept, new
+
+
+def make_train_step(host: Host, options: StepOptions) -> Callable[..., Any]:
+  """Builds (state, sums, images, labels, indices int32 [batch]) -> both."""
+  loss_fn = make_loss(host, options)
 
   def step(
     state: TrainState,
@@ -111,7 +171,7 @@ def make_train_step(host: Host, options: StepOptions) -> Callable[..., Any]:
     groups = group_params(state.params, state.seeds)
     (loss, (collections, seeds, hits)), gradients = jax.value_and_grad(
       loss_fn, has_aux=True
-    )(groups, state, x, y, dropout_key)
+    )(groups, state.collections, state.seeds, x, y, dropout_key)
 
     multiplier = {
       group_name(*at): seed.updates
@@ -120,19 +180,12 @@ def make_train_step(host: Host, options: StepOptions) -> Callable[..., Any]:
     rate = options.learning_rate(state.step) * state.lr_factor
     new_groups, new_optimizer = {}, {}
     for group, params in groups.items():
-      direction, new_optimizer[group] = options.optimizer.update(
-        gradients[group], state.optimizer[group], params
-      )
+      args = options, params, gradients[group], state.optimizer[group]
       if group == HOST_GROUP:
-        new_groups[group] = _descend(params, direction, rate)
+        new_groups[group], new_optimizer[group] = move(*args, rate=rate)
         continue
-      # Silence is a selection, so that a sick seed's NaN stays with it.
-      own = rate * options.newborn_factor(state.age[group])
-      moved = _descend(params, direction, own * multiplier[group])
-      new_groups[group] = jax.tree.map(
-        lambda new, old, m=multiplier[group]: jnp.where(m > 0, new, old),
-        moved,
-        params,
+      new_groups[group], new_optimizer[group] = move_seed(
+        *args, rate=rate, age=state.age[group], multiplier=multiplier[group]
       )
     average = state.average
     if average is not None:
@@ -279,6 +332,27 @@ def _supply(
     total = sum(jnp.abs(leaf).sum(dtype=jnp.float32) for leaf in own or host)
     supply[path] = jnp.asarray(total)
   return supply
+
+
+def make_score(blueprint: str, spec: SlotSpec) -> Callable[..., Any]:
+  """Builds what scores a blueprint at a slot.
+
+  (key, activations, cotangents, both float32 [batch, *spec.shape]) -> (its
+  germination score, its first gain), float32 [] each; see `initializers`. The
+  key draws the newborn.
+  """
+
+  def score(key, x, g):
+    branch = blueprints.get(blueprint)
+    params, state = initializers.initialize("zero_out", branch, key, spec)
+    dtype = jnp.dtype(spec.dtype)
+    args = branch, params, state, x.astype(dtype), g.astype(dtype)
+    return (
+      initializers.germination_score(*args),
+      initializers.first_gain(*args),
+    )
+
+  return score
 
 
 def mean_square(tree: PyTree) -> jax.Array:

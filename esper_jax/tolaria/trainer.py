@@ -25,6 +25,7 @@ from esper_jax.tolaria import (
   governor,
   measure,
   overview,
+  policy_fallback,
   recovery,
   result,
 )
@@ -290,10 +291,10 @@ class Trainer:
     store.attach(self.bus)
     self.bus.subscribe(self._display.event, name="display")
     self._report_damage(store.damaged)
-    if resumed:
-      self._publish("resumed", **store.redone)
-    else:
-      self._publish("run_started", policy=self.parts.policy.name)
+    begun = store.redone if resumed else {"policy": self.parts.policy.name}
+    self._publish("resumed" if resumed else "run_started", **begun)
+    policy_fallback.take_up(self.run, self._fresh, self.parts, self._publish)
+    if not resumed:
       self._checkpoint(checkpoints.SCHEDULED)
     self._follow_order()
     self._growth.planting.outcomes = store.outcomes
@@ -368,9 +369,8 @@ class Trainer:
 
   def _follow_order(self) -> None:
     """Puts the data iterator where the run stands."""
-    order = assembly.make_order(
-      self.config, self.parts, self.run.governor.attempt
-    )
+    attempt = self.run.governor.attempt
+    order = assembly.make_order(self.config, self.parts, attempt)
     self._batches = make_iterator(order)
     self._batches.set_state({"next_index": self.run.next_batch})
 

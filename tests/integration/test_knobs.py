@@ -490,6 +490,9 @@ CASES: dict[str, Case] = {
   ),
   "tamiyo.policy": Case("never", germinations, GROW),
   "tamiyo.policy_path": Case(__file__, lambda c: None),  # see below
+  # See tests/tolaria/test_policy_fallback.py and tests/tamiyo/test_learned.py.
+  "tamiyo.on_policy_error": Case("stop", lambda c: None),
+  "tamiyo.temperature": Case(1.0, lambda c: None),
   "tamiyo.adaptation_frequency": Case(2, germinations, PERIODIC),
   "tamiyo.max_adaptations_per_epoch": Case(1, germinations, RANDOM),
   "tamiyo.max_growths": Case(1, germinations, RANDOM),
@@ -542,7 +545,12 @@ CASES: dict[str, Case] = {
   "urza.require": Case("validated", served, URZA),
 }
 # Shown by tests of their own.
-APART = ("tamiyo.policy_path", "urza.modules")
+APART = (
+  "tamiyo.policy_path",
+  "tamiyo.on_policy_error",
+  "tamiyo.temperature",
+  "urza.modules",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,1 @@
+"""Simic teaches Tamiyo: growth as an environment, reward and learners."""

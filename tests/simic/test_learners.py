@@ -1,0 +1,79 @@
+"""The learners beside PPO: evolution and imitation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from esper_jax.simic import evolution, imitation, rollout
+from esper_jax.simic.learning import examine
+from esper_jax.simic.reward import Prices, returns
+from esper_jax.tamiyo import policy
+from tests.simic import toy
+
+PRICES = Prices(parameters=0.01, flops=0.01)
+
+
+def test_centred_ranks_by_hand():
+  got = evolution.centred_ranks(jnp.asarray([3.0, -1.0, 7.0]))
+  np.testing.assert_allclose(got, [0.0, -0.5, 0.5])
+  tied = evolution.centred_ranks(jnp.asarray([2.0, 2.0, 5.0]))
+  np.testing.assert_allclose(tied, [-0.25, -0.25, 0.5])
+
+
+def test_the_gradient_by_hand():
+  noise = jnp.asarray([[1.0, 0.0], [0.0, 2.0]])
+  # ranks of 4, 1 | 3, 2: 1/2, -1/2 | 1/6, -1/6
+  got = evolution.gradient(
+    noise, jnp.asarray([4.0, 1.0]), jnp.asarray([3.0, 2.0]), 0.5
+  )
+  np.testing.assert_allclose(got, [1 / 3 / 2, -2 / 3 / 2], rtol=1e-6)
+
+
+def test_evolution_improves_on_the_toy():
+  free = Prices(0.0, 0.0)
+  pool = toy.trials()
+  settings = evolution.Settings(
+    pairs=24, environments=12, deviation=0.5, learning_rate=0.3
+  )
+  learner = evolution.learner(toy.ACTOR, toy.ENVIRONMENT, free, settings)
+  update = toy.fast_jit(learner.update)
+  key = jax.random.key(1)
+  state = learner.init(toy.ACTOR.init(key), key)
+  found = []
+  for _ in range(8):
+    state, figures = update(state, pool)
+    found.append(float(figures["return"]))
+  assert found[0] < 0.5 * toy.GAIN
+  assert found[-1] > 0.9 * toy.GAIN
+
+
+def test_imitation_copies_its_teacher():
+  pool = toy.trials()
+  teacher = policy.make(
+    "heuristic", warmup_epochs=0, max_adaptations_per_epoch=1
+  )
+  learner = imitation.learner(
+    toy.ACTOR,
+    toy.ENVIRONMENT,
+    teacher,
+    PRICES,
+    imitation.Settings(environments=32, learning_rate=0.1),
+  )
+  update = toy.fast_jit(learner.update)
+  key = jax.random.key(1)
+  state = learner.init(toy.ACTOR.init(key), key)
+  for _ in range(12):
+    state, figures = update(state, pool)
+
+  @toy.fast_jit
+  def compare(params):
+    shown = rollout.play_policy(toy.ENVIRONMENT, teacher, pool.keys, key)
+    copied, played = examine(toy.ACTOR, toy.ENVIRONMENT, params, pool, PRICES)
+    same = played.decisions.action == shown.decisions.action
+    earned = returns(shown.outcome, pool.still, PRICES)
+    return same.astype(jnp.float32).mean(), copied.mean(), earned.mean()
+
+  same, copied, earned = compare(learner.params(state))
+  assert figures["loss/agreement"] > 0.95
+  assert same > 0.95
+  np.testing.assert_allclose(copied, earned, atol=0.02)
