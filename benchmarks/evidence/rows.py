@@ -74,8 +74,12 @@ def make(
     config: of the run.
     flags: key -> value that the command line changed in the suite's config.
     extra: figures of the arm that the run does not know, such as peak memory.
+
+  Raises:
+    InputError: another policy than the config's decided.
   """
   result = read_json(folder / "result.json") or {}
+  require_own_policy(f"{arm}/{seed}", result, config.tamiyo.policy)
   result["data"] = re.sub(r" in \S*[/\\].*$", "", result["data"])  # a folder
   document = read_json(folder / "config.json") or {}
   events = jsonl.read(folder / "events.jsonl")
@@ -100,6 +104,22 @@ def make(
     "parity": jsonl.read(parity) if parity.exists() else [],
     "extra": dict(extra),
   }
+
+
+def require_own_policy(
+  name: str, result: Mapping[str, Any], policy: str
+) -> None:
+  """Refuses a run in which the heuristic went on in place of a policy.
+
+  Raises:
+    InputError: names the run and who decided.
+  """
+  used = result["policy_used"]
+  if used != policy:
+    raise InputError(
+      f"{name}: not the policy '{policy}' decided but '{used}'; no row is made"
+      " of it: mend or replace the policy's file and run it again"
+    )
 
 
 def portable(flat: Mapping[str, Any]) -> dict[str, Any]:
@@ -227,7 +247,12 @@ def require_comparable(rows: Sequence[Mapping[str, Any]]) -> None:
   Raises:
     InputError: names two rows and what they differ in.
   """
+  learned = {r["result"].get("policy_sha256") for r in rows if r["arm"] == "P"}
+  if len(learned) > 1:
+    raise InputError("rows of arm P are of different policies: compare one")
   for row in rows:
+    name = f"{row['arm']}/{row['seed']}"
+    require_own_policy(name, row["result"], row["config"]["tamiyo.policy"])
     for key, what in _COMMON:
       if row[key] != rows[0][key]:
         names = [f"{r['arm']}/{r['seed']}" for r in (rows[0], row)]

@@ -90,6 +90,14 @@ def used(policy: Policy, state: PyTree) -> str:
   return f"{policy.name}, {FALLBACK} from epoch {epoch}"
 
 
+def sha256(state: PyTree) -> str | None:
+  """The hash, in hex, of the learned policy a run began with; None without."""
+  if not isinstance(state, State):
+    return None
+  digest = np.asarray(state.digest)
+  return digest.astype(">u4").tobytes().hex() if digest.any() else None
+
+
 def since(state: PyTree) -> int:
   """The boundary from which the fallback decides; -1 where it does not."""
   return int(np.asarray(state.failed)) if isinstance(state, State) else -1

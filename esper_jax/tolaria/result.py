@@ -73,6 +73,7 @@ def make(
     "data": parts.data.source,
     "data_sha256": parts.data.sha256,
     "policy_used": policy_fallback.used(parts.policy, run.policy),
+    "policy_sha256": policy_fallback.sha256(run.policy),
   }
 
 

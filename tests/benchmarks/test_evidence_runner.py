@@ -88,6 +88,40 @@ def test_a_failure_is_isolated_and_shown(finished, capsys):
   assert "--policy=FILE" in capsys.readouterr().err
 
 
+def test_what_the_heuristic_decided_is_no_row_of_a_policy(tmp_path, capsys):
+  lost = tmp_path / "lost.safetensors"
+  root = tmp_path / "runs"
+  command = make_command(root, "--only=P/0", f"--policy={lost}")
+  assert __main__.main(command) == 2
+  said = capsys.readouterr().err
+  assert "P/0: not the policy 'learned' decided but 'heuristic'" in said
+  job, item = make_job(root), runner.Item("P", 0)
+  assert runner.state(job, item) == "failed" and job.row(item) is None
+
+
+def test_rows_of_a_policy_are_of_one_and_were_decided_by_it(finished):
+  root, _ = finished
+  (row,) = [r for r in rows.read_all(root) if r["arm"] == "A0"]
+  config = {**row["config"], "tamiyo.policy": "learned"}
+
+  def learned(used, sha256, seed):
+    result = row["result"] | {"policy_used": used, "policy_sha256": sha256}
+    more = {"arm": "P", "seed": seed, "config": config, "result": result}
+    return row | more
+
+  rows.require_comparable(
+    [learned("learned", "a", 0), learned("learned", "a", 1)]
+  )
+  with pytest.raises(InputError, match="different policies"):
+    rows.require_comparable(
+      [learned("learned", "a", 0), learned("learned", "b", 1)]
+    )
+  with pytest.raises(InputError, match="P/1: not the policy 'learned'"):
+    rows.require_comparable(
+      [row, learned("learned, heuristic from epoch 2", "a", 1)]
+    )
+
+
 def test_what_is_finished_is_not_run_again(finished, capsys):
   root, _ = finished
   path = root / "A0" / "0" / "row.json"
@@ -300,12 +334,13 @@ def test_the_data_of_a_row_name_no_folder(finished, tmp_path):
   result["data"] = "CIFAR-10, binary files in /home/me/my data"
   (tmp_path / "run" / "result.json").write_text(json.dumps(result))
   checkpoints.save(tmp_path / "run" / "checkpoints", 1, {"state/a": [1.0]}, {})
+  config = runner.base_config(job, 0, TINY)
   row = rows.make(
     tmp_path / "run",
     suite=job.suite,
     arm="A0",
     seed=0,
-    config=runner.base_config(job, 0, TINY),
+    config=arms_lib.apply(config, {"tamiyo.policy": "never"}),
     flags={"data.dir": "/home/me", "train.epochs": 2},
     extra={},
   )

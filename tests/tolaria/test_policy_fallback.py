@@ -75,9 +75,10 @@ def decided(run):
   return [e["reason"] for e in run.events if e["type"] == "decision"]
 
 
-def test_it_drives_a_run_and_is_resumed_to_the_bit(learn):
+def test_it_drives_a_run_and_is_resumed_to_the_bit(learn, path):
   whole = learn(name="whole").train()
   assert whole.result["policy_used"] == "learned"
+  assert whole.result["policy_sha256"] == policy_file.load(path).sha256
   assert not logged(whole)
   reasons = decided(whole)
   assert reasons and all("the learned policy gives it" in r for r in reasons)
@@ -115,6 +116,8 @@ def test_a_file_that_cannot_be_used_at_the_start(learn, path, watch, damage):
   if damage == "missing":
     plain = watch(**{"tamiyo.policy": "heuristic", "tezzeret.guesses": 0})
     plain.train()
+    assert run.result["policy_sha256"] is None
+    assert plain.result["policy_sha256"] is None
     assert decided(run) == decided(plain)
     state, other = run.arrays(), plain.arrays()
     assert all(state[k].tobytes() == other[k].tobytes() for k in other)
