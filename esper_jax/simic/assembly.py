@@ -41,7 +41,8 @@ class Population(NamedTuple):
     blueprints: names.
     batch: examples per step; steps: per epoch; probe: examples per look.
     optimizer, learning_rate, schedule, newborn_steps: of the host's training.
-    in_turn: whether environments run one after another, see `records.Setting`.
+    in_turn: whether environments run one after another, see `records.Setting`;
+      False is for a GPU.
     examples, label_noise, rate, missing, budget: see `worlds.Ranges`.
   """
 
@@ -67,7 +68,7 @@ class Population(NamedTuple):
   learning_rate: float = 0.005
   schedule: str = "wsd"
   newborn_steps: int = 0
-  in_turn: bool = False
+  in_turn: bool = True
   examples: tuple[float, float] = (0.3, 1.0)
   label_noise: tuple[float, float] = (0.0, 0.2)
   rate: tuple[float, float] = (0.5, 2.0)
@@ -103,7 +104,9 @@ DEFAULTS: dict[str, Any] = {
   "imitation": imitation.Settings(),
   "ppo": ppo.Settings(),
   "evolution": evolution.Settings(),
-  "tamiyo": rules.Settings(plateau_delta=0.1, max_adaptations_per_epoch=1),
+  "tamiyo": rules.Settings(
+    warmup_epochs=1, plateau_delta=0.1, max_adaptations_per_epoch=1
+  ),
 }
 
 

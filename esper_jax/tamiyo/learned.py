@@ -26,10 +26,6 @@ from esper_jax.tamiyo.policy_file import PolicyFile
 from esper_jax.tamiyo.rules import Settings, Words
 from esper_jax.types import Action, Path, PyTree, Stage
 
-# Scores cost a look at the slots. They are asked for where the network, without
-# them, would grow with at least this probability.
-ASKS_FROM = 0.05
-
 
 class State(struct.PyTreeNode):
   """What a run keeps of a learned policy.
@@ -57,22 +53,6 @@ def limits_of(settings: Settings) -> features.Limits:
   """The settings that features are relative to."""
   fields = features.Limits._fields
   return features.Limits(**{name: getattr(settings, name) for name in fields})
-
-
-def wants_scores(
-  logits: Logits, observation: Observation, *, lanes: int = 1
-) -> jax.Array:
-  """Whether scores are worth their cost; bool [].
-
-  Args:
-    logits: of the observation without them.
-    observation: see `Observation`.
-    lanes: rows of one slot.
-  """
-  open_rows = obs.open_pairs(observation, lanes).any(axis=1)
-  missing = (open_rows & ~observation.scores_known).any()
-  some, _ = distribution.growth_probability(logits, observation, lanes=lanes)
-  return missing & (some >= ASKS_FROM)
 
 
 def make(
@@ -174,12 +154,14 @@ def make(
     ]
 
   def asks_for_scores(state, observation):
-    seen, logits, finite = think(observation)
-    own = wants_scores(logits, seen, lanes=lanes)
+    # Wherever a seed may be planted: so it is while the policy is taught.
+    seen = _warmed(observation, settings.warmup_epochs)
+    open_rows = obs.open_pairs(seen, lanes).any(axis=1)
+    own = (open_rows & ~seen.scores_known).any()
     no = jnp.zeros((), jnp.bool_)
     asks = fallback.wants_scores
     theirs = no if asks is None else asks(state.fallback, observation)
-    return jnp.where(finite & (state.failed < 0), own, theirs)
+    return jnp.where(state.failed < 0, own, theirs)
 
   def explain(
     decisions: Decisions,

@@ -17,6 +17,12 @@ def test_a_paired_interval_by_hand():
   np.testing.assert_allclose(got, (2.0, 2.0 - half, 2.0 + half), rtol=1e-6)
 
 
+def test_a_least_difference_by_hand():
+  # differences 1, 2, 3: mean 2, deviation 1, t(0.95, 2) = 2.919986
+  got = evaluation.least(np.asarray([2.0, 4.0, 6.0]), np.asarray([1, 2, 3]))
+  np.testing.assert_allclose(got, 2.0 - 2.919986 / np.sqrt(3), rtol=1e-6)
+
+
 @pytest.fixture(scope="module")
 def played():
   settings = rules.Settings(warmup_epochs=0, max_adaptations_per_epoch=1)
@@ -55,3 +61,15 @@ def test_the_table_has_every_policy(played):
   figures = evaluation.document(played)["policies"]
   assert figures["never"]["fossilized_share"] is None
   assert figures["random"]["learned_less_this"]["earned"]["low"] <= 0.0
+
+
+def test_the_last_line_says_whether_it_is_no_worse_than_the_heuristic(played):
+  def last(change):
+    theirs = played["heuristic"]
+    ours = theirs._replace(accuracy=theirs.accuracy + change)
+    return evaluation.table({**played, "learned": ours}).splitlines()[-1]
+
+  assert last(0.0).startswith("learned is not worse than the heuristic")
+  assert "+0.00 at least" in last(0.0)
+  assert last(-0.001).startswith("learned is not worse")
+  assert last(-0.003).startswith("learned is not shown to be no worse")

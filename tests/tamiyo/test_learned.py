@@ -148,17 +148,19 @@ def test_ranked_sets_are_distinct_likely_first_and_the_fallbacks_in_its_place(
     assert equal(rank(failed, o, 3), theirs((), o, 3))
 
 
-def test_scores_are_asked_for_where_growth_is_likely_enough(observe):
+def test_scores_are_asked_for_where_something_may_germinate(observe):
   o = observe(ROWS, KINDS)
-  for bias, wants in ((0.0, True), (9.0, False)):
-    policy, fallback = make(make_file(stay=[bias]))
-    asks = hasty(policy.wants_scores)
-    state = begin(policy)
-    assert bool(asks(state, o)) == wants
-    known = o.replace(scores_known=jnp.ones((ROWS,), jnp.bool_))
-    assert not asks(state, known)
-    failed = state.replace(failed=jnp.int32(1))
-    assert bool(asks(failed, o)) == bool(fallback.wants_scores((), o))
+  policy, fallback = make(make_file())
+  asks, state = hasty(policy.wants_scores), begin(policy)
+  assert asks(state, o)
+  known = o.replace(scores_known=jnp.ones((ROWS,), jnp.bool_))
+  assert not asks(state, known)
+  shut = o.legal.at[:, int(Action.GERMINATE)].set(False)
+  assert not asks(state, o.replace(legal=shut))
+  cold, _ = make(make_file(), warmup_epochs=int(o.epoch) + 1)
+  assert not hasty(cold.wants_scores)(begin(cold), o)
+  failed = state.replace(failed=jnp.int32(1))
+  assert bool(asks(failed, o)) == bool(fallback.wants_scores((), o))
 
 
 def test_with_a_temperature_it_draws(observe):
@@ -190,7 +192,8 @@ def test_a_fallback_may_never_want_scores(observe):
   described, settings = traits.unknown(ROWS, KINDS), Settings(**NUMBERS)
   assert learned.make(None, described, settings, never).wants_scores is None
   policy = learned.make(spoiled(1), described, settings, never)
-  assert not hasty(policy.wants_scores)(begin(policy), o)
+  failed = begin(policy).replace(failed=jnp.int32(1))
+  assert not hasty(policy.wants_scores)(failed, o)
 
 
 def test_words_quote_what_was_measured(planted):
