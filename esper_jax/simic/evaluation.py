@@ -124,7 +124,7 @@ def make_play(
       memory = tuple(policy.init(mine) for policy in others)
       return rollout.play(environment, decide, memory, key, mine).outcome
 
-    return jax.vmap(one)(keys)
+    return rollout.population(one, keys)
 
   return play
 

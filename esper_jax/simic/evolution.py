@@ -121,7 +121,7 @@ def learner(
       )
       return found.mean(), rollout.decision_statistics(trajectory)
 
-    found, statistics = jax.vmap(fitness)(members)
+    found, statistics = jax.lax.map(fitness, members)
     plus, minus = jnp.split(found, 2)
     ascent = gradient(noise, plus, minus, settings.deviation)
     change, optimizer = adam.update(-ascent, state.optimizer, flat)

@@ -96,7 +96,7 @@ def examine(
     (float32 [environments] returns, the `Trajectory`).
   """
   decide = acting.greedy(actor, params)
-  trajectory = jax.vmap(
-    lambda key: rollout.play(environment, decide, (), key, key)
-  )(pool.keys)
+  trajectory = rollout.population(
+    lambda key: rollout.play(environment, decide, (), key, key), pool.keys
+  )
   return returns(trajectory.outcome, pool.still, prices), trajectory

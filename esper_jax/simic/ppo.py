@@ -251,9 +251,11 @@ def learner(
     pick, own = jax.random.split(key)
     drawn = draw(pool, pick, settings.environments)
     decide = drawing(actor, state.params)
-    trajectory = jax.vmap(
-      lambda key, own: rollout.play(environment, decide, (), key, own)
-    )(drawn.keys, jax.random.split(own, settings.environments))
+    trajectory = rollout.population(
+      lambda key, own: rollout.play(environment, decide, (), key, own),
+      drawn.keys,
+      jax.random.split(own, settings.environments),
+    )
     record, outcome = trajectory.record, trajectory.outcome
     reward = rewards(outcome, drawn.still, prices, dense=settings.dense)
     mean, deviation = spread(state.moments)

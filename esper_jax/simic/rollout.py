@@ -1,7 +1,7 @@
 """Whole lives of growing networks, played by a policy or by a network.
 
-An episode is one `lax.scan` over the epochs of an environment; callers `vmap`
-it over keys. What an environment draws (host, data, order of the batches)
+An episode is one `lax.scan` over the epochs of an environment; `population`
+makes many of it. What an environment draws (host, data, order of the batches)
 depends on its own key and the epoch alone, never on what the policy did, so
 two policies that are given the same key meet the same environment: that is
 what makes paired comparisons and the never-grown twin of `reward` exact.
@@ -99,6 +99,47 @@ def play(
   return trajectory
 
 
+def population(one: Callable[..., Any], *keys: jax.Array) -> Any:
+  """Plays one episode per key, `vmap` on each of the devices there are.
+
+  Each device takes equal parts; where their number does not divide that of
+  the keys, the first takes all. Results differ in rounding alone.
+
+  Args:
+    one: what is played, a function of one key from each argument.
+    *keys: typed random keys [environments].
+
+  Returns:
+    The arrays of all, [environments, ...], on every device.
+  """
+  many, devices = jax.vmap(one), jax.devices()
+  if len(devices) == 1 or keys[0].shape[0] % len(devices):
+    return many(*keys)
+  mesh = jax.sharding.Mesh(devices, ("environments",))
+  parts = jax.sharding.PartitionSpec("environments")
+  played = jax.shard_map(
+    many, mesh=mesh, in_specs=parts, out_specs=parts, check_vma=False
+  )(*keys)
+  # What learns from them is small: every device does all of it.
+  return jax.lax.with_sharding_constraint(played, _whole(mesh))
+
+
+def everywhere(tree: PyTree) -> PyTree:
+  """Puts arrays on every device, as `population` returns them.
+
+  A program that takes its own results is then compiled once.
+  """
+  devices = jax.devices()
+  if len(devices) == 1:
+    return tree
+  mesh = jax.sharding.Mesh(devices, ("environments",))
+  return jax.device_put(tree, _whole(mesh))
+
+
+def _whole(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+
+
 def play_policy(
   environment: Any, policy: Policy, keys: jax.Array, policy_key: jax.Array
 ) -> Trajectory:
@@ -119,7 +160,7 @@ def play_policy(
     first, rest = jax.random.split(own)
     return play(environment, decide, policy.init(first), key, rest)
 
-  return jax.vmap(one)(keys, jax.random.split(policy_key, keys.shape[0]))
+  return population(one, keys, jax.random.split(policy_key, keys.shape[0]))
 
 
 def play_still(environment: Any, keys: jax.Array) -> Any:
@@ -136,7 +177,7 @@ def play_still(environment: Any, keys: jax.Array) -> Any:
   def one(key):
     return play(environment, decide, (), key, key).outcome
 
-  return jax.vmap(one)(keys)
+  return population(one, keys)
 
 
 def make_trials(

@@ -153,6 +153,7 @@ def train(
   began = time.monotonic()
   keys = keys_of(settings.seed)
   run, meta = _resume(actor, phases, keys, work)
+  run = rollout.everywhere(run)
   done, start, number = meta["iteration"], meta["start"], meta["phase"]
   if number == len(phases):
     say(f"this run is complete: {done} iterations")
@@ -164,7 +165,8 @@ def train(
       return watch(run.best, some, jnp.asarray(False)).outcome
 
     batch = settings.held_out  # one program for twins and tests
-    return rollout.make_trials(environment, key, size, batch=batch, still=still)
+    some = rollout.make_trials(environment, key, size, batch=batch, still=still)
+    return rollout.everywhere(some)
 
   pool = trials(keys.train, settings.environments)
   held_out = trials(keys.held_out, settings.held_out)
@@ -207,7 +209,8 @@ def train(
       if ends:
         number += 1
         start = done
-        run = _enter(run, phases, number, keys, phase.learner.params(state))
+        fresh = _enter(run, phases, number, keys, phase.learner.params(state))
+        run = rollout.everywhere(fresh)
       stopped = stop()
       whole = done % settings.checkpoint_every == 0
       if whole or ends or stopped:
@@ -240,9 +243,9 @@ def _make_watch(actor: Actor, environment: Any) -> Callable[..., Trajectory]:
       )
       return memory, chosen, record
 
-    return jax.vmap(
-      lambda key: rollout.play(environment, decide, (), key, key)
-    )(keys)
+    return rollout.population(
+      lambda key: rollout.play(environment, decide, (), key, key), keys
+    )
 
   return watch
 

@@ -1,0 +1,58 @@
+"""Populations on one device and on several."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from esper_jax.simic import rollout
+from esper_jax.simic.actor import greedy
+from tests.simic import toy
+
+KEYS = 4
+CODE = f"""
+import sys
+import jax
+import numpy as np
+from esper_jax.simic import rollout
+from tests.simic import test_rollout, toy
+assert len(jax.devices()) == 2
+run = toy.fast_jit(test_rollout.played)
+keys = rollout.everywhere(jax.random.split(jax.random.key(0), {KEYS}))
+out = run(keys)
+for leaf in jax.tree.leaves(out):
+  assert len(leaf.sharding.device_set) == 2 and leaf.is_fully_replicated
+odd = run(keys[:3])  # two devices do not divide three
+for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(odd), strict=True):
+  np.testing.assert_allclose(a[:3], b, rtol=1e-6)
+np.savez(sys.argv[1], *jax.tree.leaves(out))
+"""
+
+
+def played(keys):
+  """Outcomes of growing in some environments."""
+  params = toy.ACTOR.init(jax.random.key(1))
+  decide = greedy(toy.ACTOR, params)
+  return rollout.population(
+    lambda key: rollout.play(toy.ENVIRONMENT, decide, (), key, key).outcome,
+    keys,
+  )
+
+
+def test_several_devices_give_what_one_gives(tmp_path):
+  path = tmp_path / "out.npz"
+  env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
+  root = Path(__file__).parents[2]
+  subprocess.run(
+    [sys.executable, "-c", CODE, path], env=env, cwd=root, check=True
+  )
+  with np.load(path) as file:
+    several = [file[name] for name in file.files]
+  keys = jax.random.split(jax.random.key(0), KEYS)
+  one = jax.tree.leaves(toy.fast_jit(played)(keys))
+  assert any(np.asarray(leaf).any() for leaf in one)
+  for a, b in zip(one, several, strict=True):
+    np.testing.assert_allclose(a, b, rtol=1e-6)
