@@ -1,6 +1,6 @@
 """What a learner needs to know of the network that decides.
 
-A learner sees five functions and never the network: that is all that PPO, the
+A learner sees eight functions and never the network: that is all that PPO, the
 evolution strategy and imitation share, and what the tests replace with a
 smaller one.
 """

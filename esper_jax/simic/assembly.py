@@ -36,6 +36,7 @@ class Population(NamedTuple):
     validation_fraction: share of train held out, the report split included.
     report: examples of the report split.
     pool: side of the squares of pixels whose mean is taken.
+    host: "mlp" or "cnn", see `hosts`.
     width: units of the host, at most; depth: its hidden layers, at most.
     units, layers: choices of both; () = at most.
     blueprints: names.
@@ -43,7 +44,8 @@ class Population(NamedTuple):
     optimizer, learning_rate, schedule, newborn_steps: of the host's training.
     in_turn: whether environments run one after another, see `records.Setting`;
       False is for a GPU.
-    examples, label_noise, rate, missing, budget: see `worlds.Ranges`.
+    examples, label_noise, rate, missing, budget, attention: see
+      `worlds.Ranges`.
   """
 
   data: str = "digits"
@@ -51,6 +53,7 @@ class Population(NamedTuple):
   validation_fraction: float = 0.5
   report: int = 300
   pool: int = 1
+  host: str = "mlp"
   width: int = 16
   depth: int = 3
   units: tuple[int, ...] = (4, 6, 8, 12, 16)
@@ -74,13 +77,14 @@ class Population(NamedTuple):
   rate: tuple[float, float] = (0.5, 2.0)
   missing: int = 1
   budget: tuple[float, float] = (2.0, 20.0)
+  attention: tuple[float, float] = (0.0, 1.0)
 
 
 LIFE = Rules(
   epochs=20,
   lead_epochs=1,
   adaptation_frequency=1,
-  max_adaptations_per_epoch=1,
+  max_adaptations_per_epoch=2,
   max_growths=6,
   seeds_per_slot=1,
   max_per_slot=1,
@@ -104,9 +108,7 @@ DEFAULTS: dict[str, Any] = {
   "imitation": imitation.Settings(),
   "ppo": ppo.Settings(),
   "evolution": evolution.Settings(),
-  "tamiyo": rules.Settings(
-    warmup_epochs=1, plateau_delta=0.1, max_adaptations_per_epoch=1
-  ),
+  "tamiyo": rules.Settings(warmup_epochs=1, plateau_delta=0.1),
 }
 
 
@@ -153,7 +155,8 @@ def build(settings: Mapping[str, Any]) -> Parts:
     return augment.normalize(images, material.mean, material.std, jnp.float32)
 
   def host(units: int, layers: int):
-    return hosts.mlp(material.num_classes, width=units, depth=layers)
+    make = {"mlp": hosts.mlp, "cnn": hosts.cnn}[p.host]
+    return make(material.num_classes, width=units, depth=layers)
 
   setting = Setting(
     host=host(p.width, p.depth),
@@ -183,6 +186,7 @@ def build(settings: Mapping[str, Any]) -> Parts:
     learning_rate=p.rate,
     missing=p.missing,
     budget=p.budget,
+    attention=p.attention,
   )
   draw = worlds.make_draw(
     material,
@@ -207,6 +211,7 @@ def build(settings: Mapping[str, Any]) -> Parts:
     seeds_per_slot=life.seeds_per_slot,
     max_growths=life.max_growths,
     adaptation_frequency=life.adaptation_frequency,
+    max_adaptations_per_epoch=life.max_adaptations_per_epoch,
   )
   return Parts(
     environment=environment.make(setting, draw),

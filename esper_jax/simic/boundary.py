@@ -2,7 +2,8 @@
 
 The figures are those of `tolaria.measure` and `tolaria.growth`, as pure
 functions of arrays: there a run is measured within a budget and between
-programs, here every seed at every boundary and inside one program.
+programs, here every seed at every boundary inside one program. What nobody
+waits for is then told only now and then, as a budget would have it.
 """
 
 from collections.abc import Callable
@@ -80,6 +81,9 @@ def judge(
   epoch: Epoch,
   learner: Learner,
   grid: Grid,
+  *,
+  attended: jax.Array,
+  min_training: int,
 ) -> lifecycle.Signals:
   """Brings the signals of every row up to the epoch that just ended.
 
@@ -90,9 +94,13 @@ def judge(
     epoch: what training told.
     learner: after it.
     grid: where seeds are.
+    attended: bool [rows]. Whose contribution is told though nobody waits.
+    min_training: see `measure.plan`: epochs from which one waits for it.
   """
   planted = is_in(slots.stage, PLANTED)
-  measured = is_in(slots.stage, MEASURABLE)
+  ripe = (slots.stage == int(Stage.TRAINING)) & (slots.age + 1 >= min_training)
+  awaited = ripe | (slots.stage == int(Stage.HOLDING))
+  measured = is_in(slots.stage, MEASURABLE) & (awaited | attended)
   pool = learner.pool
   whole = jnp.isfinite(pool.kernels).all(axis=(1, 2))
   healthy = epoch.finite & whole & jnp.isfinite(pool.vectors).all(axis=1)
@@ -164,7 +172,8 @@ def with_scores(
     observation: without it.
     probed: by the probe.
     scores: float32 [blueprints, 2, rows], germination scores and first gains.
-    exists: bool [rows]. Of the others nothing is known.
+    exists: bool [rows]. Of the others nothing is known; nor of any where
+      nothing may germinate, as a run does not look then.
   """
   supply = jnp.stack(list(probed.supply.values()))
   squares = [
@@ -173,13 +182,14 @@ def with_scores(
     for part in (0, 1)
   ]
   known = observation.legal[:, int(Action.GERMINATE)].any(-1) & exists
+  looked = exists & known.any()
   score, gain = jnp.where(known.reshape(-1, 1, 1), scores.T, 0.0).transpose(
     1, 0, 2
   )
   return observation.replace(
-    activation_ms=jnp.where(exists, squares[0], 0.0),
-    cotangent_ms=jnp.where(exists, squares[1], 0.0),
-    signal_known=exists,
+    activation_ms=jnp.where(looked, squares[0], 0.0),
+    cotangent_ms=jnp.where(looked, squares[1], 0.0),
+    signal_known=looked,
     scores=score,
     scores_known=known,
     expansion=gain / jnp.maximum(supply, _TINY).reshape(-1, 1),

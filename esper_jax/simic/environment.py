@@ -87,11 +87,12 @@ def make(setting: Setting, draw: Callable[[jax.Array], World]) -> Environment:
 
 
 def _check(setting: Setting) -> None:
-  rules = setting.rules
-  if (rules.seeds_per_slot, rules.max_per_slot) != (1, 1):
+  r = setting.rules
+  if (r.seeds_per_slot, r.max_per_slot, r.adaptation_frequency) != (1, 1, 1):
     raise InputError(
-      "simic: an environment holds one seed per slot; set"
-      " kasmina.seeds_per_slot and kasmina.max_per_slot to 1"
+      "simic: an environment holds one seed per slot and asks at every"
+      " boundary; set kasmina.seeds_per_slot, kasmina.max_per_slot and"
+      " kasmina.adaptation_frequency to 1"
     )
 
 
@@ -173,7 +174,14 @@ def make_advance(setting: Setting) -> Callable[..., Any]:
       learner=learner,
       slots=lifecycle.tick(state.slots, rules),
       signals=boundary.judge(
-        state.signals, state.slots, ablated, epoch, learner, grid
+        state.signals,
+        state.slots,
+        ablated,
+        epoch,
+        learner,
+        grid,
+        attended=_attended(state),
+        min_training=rules.min_training_epochs,
       ),
       history=boundary.remember(
         state.history,
@@ -201,6 +209,13 @@ def make_advance(setting: Setting) -> Callable[..., Any]:
     return state, observation, outcome
 
   return advance
+
+
+def _attended(state: EnvState) -> jax.Array:
+  """bool [rows]: see `boundary.judge`. The same whatever a policy decides."""
+  key = fold_boundary(state.key, 0, state.epoch, 0)
+  shape = state.slots.stage.shape
+  return jax.random.bernoulli(key, state.world.attention, shape)
 
 
 class _Moves(NamedTuple):

@@ -21,7 +21,7 @@ from esper_jax.simic.learning import (
   no_moments,
   spread,
 )
-from esper_jax.simic.reward import Prices, returns
+from esper_jax.simic.reward import Prices, returns, standing
 from esper_jax.simic.rollout import Trials
 from esper_jax.tamiyo.policy import Policy
 from esper_jax.tolaria.optimizers import with_own_promotion
@@ -121,12 +121,13 @@ def learner(
       shown.observation, shown.decisions
     )
     earned = returns(shown.outcome, drawn.still, prices)
-    moments = follow(state.moments, earned, settings.moments_rate)
+    # What is still to come, as the value of a learner that is paid densely.
+    ahead = standing(shown.outcome, drawn.still, prices)
+    start = jnp.zeros_like(ahead[:, :1])
+    coming = earned[:, None] - jnp.concatenate([start, ahead[:, :-1]], axis=1)
+    moments = follow(state.moments, coming, settings.moments_rate)
     mean, deviation = spread(moments)
-    target = jnp.broadcast_to(
-      ((earned - mean) / deviation)[:, None],
-      (settings.environments, environment.epochs),
-    )
+    target = (coming - mean) / deviation
     free = rollout.free(shown.observation)
 
     def step(carry, _):

@@ -26,8 +26,18 @@ _LEAST: dict[str, int] = {
   "evolution.environments": 1,
   "imitation.environments": 1,
   "imitation.steps": 1,
+  "population.batch": 1,
+  "population.steps": 1,
+  "population.probe": 1,
+  "population.pool": 1,
+  "kasmina.epochs": 1,
+  "kasmina.blend_epochs": 1,
+  "network.heads": 1,
 }
-_WORDS = {"training.learner": ("ppo", "evolution")}
+_WORDS = {
+  "training.learner": ("ppo", "evolution"),
+  "population.host": ("mlp", "cnn"),
+}
 _AT_MOST_ONE = ("ppo.discount", "ppo.trace", "ppo.moments_rate")
 _ANY_SIGN = ("kasmina.training_gain_sigmas", "tamiyo.plateau_delta")
 _ABOVE_ZERO = ("evolution.deviation", "ppo.clip")
@@ -139,4 +149,9 @@ def _check_together(settings: Mapping[str, Any]) -> None:
     raise InputError(
       f"--config.ppo.minibatches={ppo.minibatches}: must divide"
       f" --config.ppo.environments={ppo.environments}"
+    )
+  if ppo is not None and ppo.dense and ppo.discount < 1:
+    raise InputError(
+      f"--config.ppo.discount={ppo.discount}: must be 1 with"
+      " --config.ppo.dense=True, or the rewards do not add up to the return"
     )

@@ -3,6 +3,7 @@
 import math
 import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -76,7 +77,7 @@ def train(
     result: dict[str, Any] = {
       "status": "completed" if trained.finished else "interrupted",
       "iterations": trained.iteration,
-      "seconds": trained.seconds,
+      "seconds": trained.seconds or _seconds_before(work.result),
     }
     if math.isfinite(trained.score):  # else nothing has been tested yet
       provenance = _provenance(settings, trained)
@@ -94,6 +95,11 @@ def train(
         result["published"] = publish
     workdir.write_json(work.result, result)
   return result
+
+
+def _seconds_before(path: Path) -> float:
+  """Of a run that was complete already, what its result says."""
+  return (workdir.read_json(path) or {}).get("seconds", 0.0)
 
 
 def _provenance(

@@ -6,14 +6,14 @@ The whole reward is `standing`; `rewards` only says when it is paid.
                 - parameters * log2(size(e) / twin's size(e))
                 - flops * (spent(e) - twin's spent(e)) / twin's spent at the end
 
-The *twin* is the same environment, stepped in lockstep with the same keys, in
-which nobody ever decides anything. An episode's return is the standing at its
-end. Paid densely, an epoch gets the change of the standing; the sum telescopes
-to the same return, whatever the policy did in between, so dense credit is a
-potential (Ng, Harada and Russell, ICML 1999, theorem 1, discount 1, the
-standing as potential) and cannot be farmed. A twin that restarts from every
-state does not have that property: a policy could be paid for each of two moves
-that undo one another.
+The *twin* is the same environment, stepped with the same keys, in which nobody
+ever decides anything; as it depends on no policy it is run once, beforehand. An
+episode's return is the standing at its end. Paid densely, an epoch gets the
+change of the standing; the sum telescopes to the same return, whatever the
+policy did in between, so dense credit is a potential (Ng, Harada and Russell,
+ICML 1999, theorem 1, discount 1, the standing as potential) and cannot be
+farmed. A twin that restarts from every state does not have that property: a
+policy could be paid for each of two moves that undo one another.
 
 No part reads a seed's contribution, its gradients, its stage or a count of
 events: those are signals for the policy, and what is paid for them is farmed.

@@ -115,6 +115,8 @@ class Ranges(NamedTuple):
       slot stays.
     budget: least and most parameters, as multiples of the host's own; a
       germination beyond it is not legal.
+    attention: least and most probability that a seed whose contribution
+      nobody waits for is measured at a boundary.
   """
 
   units: tuple[int, ...] = ()
@@ -124,6 +126,7 @@ class Ranges(NamedTuple):
   learning_rate: tuple[float, float] = (1.0, 1.0)
   missing: int = 0
   budget: tuple[float, float] = (1e6, 1e6)
+  attention: tuple[float, float] = (1.0, 1.0)
 
 
 class World(struct.PyTreeNode):
@@ -139,8 +142,11 @@ class World(struct.PyTreeNode):
     budget: float32 []. Most parameters.
     parameters: float32 []. The host's own.
     flops: float32 []. Of a training step of the host on one example.
+    attention: float32 []. See `Ranges`.
     fits: bool [rows, blueprints].
-    cost: float32 [rows, blueprints]. Parameters of a newborn.
+    cost: float32 [rows, blueprints]. Parameters of a newborn; 0 where there is
+      no slot. Seeds are as wide as the widest host: a host is narrow, what
+      grows on it is not.
     seed_flops: float32 [rows, blueprints]. Of a training step of a seed on
       one example.
   """
@@ -154,6 +160,7 @@ class World(struct.PyTreeNode):
   budget: jax.Array
   parameters: jax.Array
   flops: jax.Array
+  attention: jax.Array
   fits: jax.Array
   cost: jax.Array
   seed_flops: jax.Array
@@ -188,7 +195,7 @@ def make_draw(
       f"simic: units {units} and layers {layers} do not fit a host of width"
       f" {width} and depth {depth}; valid are 1 to {width} and 1 to {depth}"
     )
-  bill = _Bill.of(material, build, units, layers, names)
+  bill = _Bill.of(material, build, units, layers, (width, depth), names)
   total = len(material.labels)
 
   def draw(key: jax.Array) -> World:
@@ -225,9 +232,10 @@ def make_draw(
       budget=bill.parameters[u, n] * _between(keys["budget"], ranges.budget),
       parameters=bill.parameters[u, n],
       flops=bill.flops[u, n],
-      fits=bill.fits[u] & exists.reshape(-1, 1),
-      cost=bill.cost[u],
-      seed_flops=bill.seed_flops[u],
+      attention=_between(keys["attention"], ranges.attention),
+      fits=bill.fits & exists.reshape(-1, 1),
+      cost=jnp.where(exists.reshape(-1, 1), bill.cost, 0.0),
+      seed_flops=bill.seed_flops,
     )
 
   return draw
@@ -235,7 +243,7 @@ def make_draw(
 
 _DRAWN = (
   *("units", "layers", "noise", "flips", "label", "count", "examples"),
-  *("rate", "place", "gone", "budget"),
+  *("rate", "place", "gone", "budget", "attention"),
 )
 
 
@@ -261,14 +269,14 @@ def narrowed(params: PyTree, world: World, *, width: int) -> PyTree:
 
 
 class _Bill(NamedTuple):
-  """What hosts and seeds cost, by the choices of units and layers.
+  """What hosts cost, by the choices of units and layers, and seeds.
 
   Attributes:
     parameters: float32 [units, layers].
     flops: float32 [units, layers], a training step on one example.
-    fits: bool [units, rows, blueprints].
-    cost: float32 [units, rows, blueprints].
-    seed_flops: float32 [units, rows, blueprints].
+    fits: bool [rows, blueprints].
+    cost: float32 [rows, blueprints].
+    seed_flops: float32 [rows, blueprints].
   """
 
   parameters: jax.Array
@@ -278,24 +286,23 @@ class _Bill(NamedTuple):
   seed_flops: jax.Array
 
   @classmethod
-  def of(cls, material, build, units, layers, names) -> "_Bill":
+  def of(cls, material, build, units, layers, most, names) -> "_Bill":
     x = jax.ShapeDtypeStruct((1, *material.images.shape[1:]), jnp.float32)
-    whole = slots_of(build(units[0], max(layers)), x)
-    shape = (len(units), len(whole), len(names))
-    fits, cost, seed_flops = np.zeros(shape, bool), *np.zeros((2, *shape))
     sizes = np.zeros((2, len(units), len(layers)))
     for u, size in enumerate(units):
       for n, depth in enumerate(layers):
         sizes[:, u, n] = _host_cost(build(size, depth), x)
-      slots = slots_of(build(size, max(layers)), x)
-      for row, spec in enumerate(slots.values()):
-        may = blueprints.fitting(spec)
-        for column, name in enumerate(names):
-          if name in may:
-            fits[u, row, column] = True
-            count, flops = blueprints.cost(name, spec)
-            cost[u, row, column] = count
-            seed_flops[u, row, column] = _BACKWARD * flops
+    slots = slots_of(build(*most), x)
+    shape = (len(slots), len(names))
+    fits, cost, seed_flops = np.zeros(shape, bool), *np.zeros((2, *shape))
+    for row, spec in enumerate(slots.values()):
+      may = blueprints.fitting(spec)
+      for column, name in enumerate(names):
+        if name in may:
+          fits[row, column] = True
+          count, flops = blueprints.cost(name, spec)
+          cost[row, column] = count
+          seed_flops[row, column] = _BACKWARD * flops
     f32 = jnp.float32
     return cls(
       jnp.asarray(sizes[0], f32),

@@ -284,11 +284,27 @@ def test_worlds_keep_to_their_ranges():
   assert 0.02 < float(noisy.min()) and float(noisy.max()) < 0.45
   assert (many.rate >= 0.5).all() and (many.rate <= 2.0).all()
   assert (many.budget <= 2.0 * many.parameters + 1).all()
+  # Where there is no slot nothing fits and the network sees none.
   assert not (many.fits & ~many.exists[:, :, None]).any()
+  np.testing.assert_array_equal((many.cost > 0).any(-1), many.exists)
   # Counted as the plain host of that size.
   plain = 64 * 4 + 4 + 4 * 10 + 10
   small = (on == 4) & (deep == 1)
   assert set(many.parameters[small].tolist()) == {plain}
+
+
+def test_what_nobody_waits_for_is_told_as_often_as_the_world_says():
+  state, *_ = seeded()
+  stage = state.slots.stage.at[0].set(int(Stage.BLENDING))
+  slots = state.slots.replace(stage=stage)
+  told = []
+  for attention in (0.0, 1.0):
+    world = state.world.replace(attention=jnp.float32(attention))
+    new, *_ = environment().step(
+      state.replace(world=world, slots=slots), ask(), jax.random.key(0)
+    )
+    told.append(int(new.signals.contribution_age[0]) == 0)
+  assert told == [False, True]
 
 
 def test_the_budget_is_a_matter_of_legality():

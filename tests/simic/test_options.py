@@ -51,6 +51,7 @@ def test_values_take_the_type_of_the_default():
     ("ppo.learning_rate=1e999", "must be finite"),
     ("training.seed=-1", "must be 0 or more"),
     ("training.learner=sarsa", "must be one of ppo, evolution"),
+    ("ppo.discount=0.9", "must be 1 with --config.ppo.dense=True"),
     ("ppo.minibatches=3", "must divide --config.ppo.environments=64"),
   ],
 )
