@@ -221,8 +221,12 @@ def check_user_chain(
 def with_own_promotion(
   tx: optax.GradientTransformation,
 ) -> optax.GradientTransformation:
-  # Optax mixes int32 counts with Python floats, so it cannot run under
-  # jax_numpy_dtype_promotion="strict", which our own code and tests use.
+  """Returns `tx`, updating under Optax's own rules of dtype promotion.
+
+  Optax mixes int32 counts with Python floats, so it cannot run under
+  jax_numpy_dtype_promotion="strict", which our own code and tests use.
+  """
+
   def update(updates: PyTree, state: PyTree, params: PyTree | None = None):
     with jax.numpy_dtype_promotion("standard"):
       return tx.update(updates, state, params)
