@@ -204,15 +204,7 @@ def build(settings: Mapping[str, Any]) -> Parts:
   )
   specs = list(worlds.slots_of(setting.host, setting.example).values())
   described = traits.describe(specs, p.blueprints)
-  others = settings["tamiyo"]._replace(
-    max_training_epochs=life.max_training_epochs,
-    max_holding_epochs=life.max_holding_epochs,
-    gain_sigmas=life.gain_sigmas,
-    seeds_per_slot=life.seeds_per_slot,
-    max_growths=life.max_growths,
-    adaptation_frequency=life.adaptation_frequency,
-    max_adaptations_per_epoch=life.max_adaptations_per_epoch,
-  )
+  others: rules.Settings = settings["tamiyo"]
   return Parts(
     environment=environment.make(setting, draw),
     actor=actor.of_network(

@@ -77,13 +77,7 @@ def make(setting: Setting, draw: Callable[[jax.Array], World]) -> Environment:
     indices = draw_order(setting, state.world, key)
     return advance(state, decisions, indices)
 
-  return Environment(
-    reset=reset,
-    step=step,
-    epochs=setting.rules.epochs,
-    rows=len(setting.grid.paths),
-    blueprints=len(setting.names),
-  )
+  return Environment(reset=reset, step=step, epochs=setting.rules.epochs)
 
 
 def _check(setting: Setting) -> None:

@@ -93,7 +93,7 @@ def read(
     for section, record in defaults.items()
   }
   _check_together(out)
-  return out
+  return _with_life(out, given)
 
 
 def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -155,3 +155,20 @@ def _check_together(settings: Mapping[str, Any]) -> None:
       f"--config.ppo.discount={ppo.discount}: must be 1 with"
       " --config.ppo.dense=True, or the rewards do not add up to the return"
     )
+
+
+def _with_life(
+  settings: dict[str, Any], given: Mapping[str, Any]
+) -> dict[str, Any]:
+  """Gives policies the numbers of the lifecycle that their settings repeat."""
+  if not {"tamiyo", "kasmina"} <= settings.keys():
+    return settings
+  tamiyo, life = settings["tamiyo"], settings["kasmina"]._asdict()
+  shared = {key: life[key] for key in tamiyo._fields if key in life}
+  for key, value in shared.items():
+    if given.get(f"tamiyo.{key}", value) != value:
+      raise InputError(
+        f"--config.tamiyo.{key}: the lifecycle decides; set"
+        f" --config.kasmina.{key}, which policies are given"
+      )
+  return {**settings, "tamiyo": tamiyo._replace(**shared)}

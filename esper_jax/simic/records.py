@@ -77,8 +77,6 @@ class Environment(NamedTuple):
     step: (EnvState, Decisions, key) -> (EnvState, Observation, Outcome). The
       key draws the order of the examples. What is not legal does not happen.
     epochs: steps of an episode; the last one calls `lifecycle.finish`.
-    rows: slots.
-    blueprints: number of them.
   """
 
   reset: Callable[[jax.Array], tuple[EnvState, Observation]]
@@ -86,8 +84,6 @@ class Environment(NamedTuple):
     [EnvState, Decisions, jax.Array], tuple[EnvState, Observation, Outcome]
   ]
   epochs: int
-  rows: int
-  blueprints: int
 
 
 class Setting(NamedTuple):

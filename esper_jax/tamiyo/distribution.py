@@ -149,48 +149,16 @@ def entropy(
   Returns:
     float32 [], nats.
   """
-  return divergence(logits, None, observation, draws=draws, lanes=lanes)
-
-
-def kl(
-  logits: Logits,
-  other: Logits,
-  observation: Observation,
-  *,
-  draws: int = 1,
-  lanes: int = 1,
-) -> jax.Array:
-  """Computes KL(logits || other); see `entropy`.
-
-  Returns:
-    float32 [], nats.
-  """
-  return divergence(logits, other, observation, draws=draws, lanes=lanes)
-
-
-def divergence(
-  logits: Logits,
-  other: Logits | None,
-  observation: Observation,
-  *,
-  draws: int,
-  lanes: int,
-) -> jax.Array:
-  """The entropy where `other` is None, else the divergence from it."""
   rivals = _rivals(observation, lanes)
   rows, blueprints = logits.germinate.shape
 
-  def term(p: jax.Array, q: jax.Array | None, mask: jax.Array) -> jax.Array:
-    log_p = _log_softmax(p, mask)
-    base = 0.0 if q is None else _log_softmax(q, mask)
-    sign = -1.0 if q is None else 1.0
-    return sign * (jnp.exp(log_p) * (log_p - base)).sum(axis=-1)
+  def term(log_p: jax.Array) -> jax.Array:
+    return -(jnp.exp(log_p) * log_p).sum(axis=-1)
 
   def walk(mask: jax.Array, step: int) -> tuple[jax.Array, jax.Array]:
     """(sum of the terms, who is drawn how often), from this draw on."""
-    allowed = _allowed(mask, observation, step)
-    own = term(_flat(logits), None if other is None else _flat(other), allowed)
-    p = jnp.exp(_log_softmax(_flat(logits), allowed))[:-1]
+    log_p = _log_softmax(_flat(logits), _allowed(mask, observation, step))
+    own, p = term(log_p), jnp.exp(log_p)[:-1]
     if step + 1 == draws:
       return own, p
     later, drawn = jax.vmap(lambda taken: walk(mask & ~taken, step + 1))(
@@ -203,9 +171,8 @@ def divergence(
   by_slot = jnp.repeat(by_row.reshape(-1, lanes).sum(axis=1), lanes)
   legal = _legal_moves(observation)
   no = jnp.zeros((rows,), jnp.bool_)
-  moves = None if other is None else other.moves
-  free = term(logits.moves, moves, _narrowed(legal, no, no))
-  spared = term(logits.moves, moves, _narrowed(legal, no, ~no))
+  free = term(_log_softmax(logits.moves, _narrowed(legal, no, no)))
+  spared = term(_log_softmax(logits.moves, _narrowed(legal, no, ~no)))
   # A row that germinates waits: nothing is left open there.
   shares = (1.0 - by_slot) * free + (by_slot - by_row) * spared
   return total + shares.sum()

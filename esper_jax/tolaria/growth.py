@@ -380,8 +380,16 @@ class Growth:
 
 
 def _with_scores_of(now: Observation, then: Observation) -> Observation:
-  """An observation with the scores of one before: good enough for guesses."""
-  names = ("scores", "scores_known", "expansion", "expansion_known")
+  """An observation as the last probe had it: good enough for guesses."""
+  names = (
+    "activation_ms",
+    "cotangent_ms",
+    "signal_known",
+    "scores",
+    "scores_known",
+    "expansion",
+    "expansion_known",
+  )
   return now.replace(**{name: getattr(then, name) for name in names})
 
 

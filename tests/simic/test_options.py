@@ -77,3 +77,12 @@ def test_all_settings_come_back_through_json():
   flat = json.loads(json.dumps(options.flat(settings)))
   overrides = [f"{key}={value!r}" for key, value in flat.items()]
   assert options.read({}, overrides, assembly.DEFAULTS) == settings
+
+
+def test_what_the_lifecycle_decides_is_given_to_the_policies():
+  settings = options.read({}, ("kasmina.max_growths=3",), assembly.DEFAULTS)
+  assert settings["tamiyo"].max_growths == 3
+  with pytest.raises(InputError, match=r"set --config\.kasmina\.max_growths"):
+    options.read({}, ("tamiyo.max_growths=3",), assembly.DEFAULTS)
+  repeated = ("tamiyo.max_growths=3", "kasmina.max_growths=3")
+  assert options.read({}, repeated, assembly.DEFAULTS) == settings

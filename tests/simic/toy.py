@@ -177,9 +177,7 @@ def _step(state, decisions, key):
   return state, _observe(state), outcome
 
 
-ENVIRONMENT = Environment(
-  reset=_reset, step=_step, epochs=EPOCHS, rows=ROWS, blueprints=BLUEPRINTS
-)
+ENVIRONMENT = Environment(reset=_reset, step=_step, epochs=EPOCHS)
 
 
 class Choice(NamedTuple):
