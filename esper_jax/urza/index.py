@@ -18,7 +18,7 @@ import sqlite3
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -209,6 +209,7 @@ class Index:
     self, database: sqlite3.Connection, stamps: dict[str, int]
   ) -> set[str]:
     known = dict(database.execute("SELECT place, stamp FROM places").fetchall())
+    _check_texts(known)
     places = known.keys() | stamps.keys()
     return {p for p in places if known.get(p) != stamps.get(p, "gone")}
 
@@ -217,6 +218,7 @@ class Index:
     rows = database.execute("SELECT key, damage FROM facts WHERE damage != ''")
     mended = set()
     for key, damage in rows.fetchall():
+      _check_texts([key, damage])
       facts = self._read(key, {})
       if facts is None or facts.damage != damage:
         mended.add(key)
@@ -234,8 +236,7 @@ class Index:
     row = database.execute(
       "SELECT stamp, names FROM places WHERE place = ?", (place,)
     ).fetchone()
-    if row and not isinstance(row[1], str):
-      raise sqlite3.DataError("the index is broken")
+    _check_texts(row[1:] if row else ())
     before = set(row[1].split()) if row else set()
     if stamp is None:
       database.execute("DELETE FROM places WHERE place = ?", (place,))
@@ -267,6 +268,12 @@ def _is_busy(error: Exception) -> bool:
     sqlite3.SQLITE_BUSY,
     sqlite3.SQLITE_LOCKED,
   )
+
+
+def _check_texts(values: Iterable[Any]) -> None:
+  """Raises where a cell that SQLite can still read is not what was written."""
+  if not all(isinstance(value, str) for value in values):
+    raise sqlite3.DataError("the index is broken")
 
 
 def _version(database: sqlite3.Connection) -> int:
