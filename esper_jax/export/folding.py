@@ -161,17 +161,19 @@ def _is_linear(group: _Group) -> bool:
 
 def _merge(params: Any, beside: list[Seed], into: tuple[str, ...]) -> None:
   """Turns (x + sum of x D U) K into x (K + sum of D U K), in place."""
-  branches = [seed.params["branch"] for seed in beside]
-  change = sum(
-    np.float64(branch["down"]["kernel"]) @ np.float64(branch["up"]["kernel"])
-    for branch in branches
-  )
+  change = np.float64(0)
+  for seed in beside:
+    branch = seed.params["branch"]
+    down, up = (
+      np.asarray(branch[name]["kernel"], np.float64) for name in ("down", "up")
+    )
+    change = change + down @ up
   for path in into:
     layer = params
     for part in path.split("/"):
       layer = layer[part]
-    kernel = np.float64(layer["kernel"])
-    layer["kernel"] = (kernel + change @ kernel).astype(np.float32)
+    kernel = np.asarray(layer["kernel"], np.float64)
+    layer["kernel"] = np.float32(kernel + np.matmul(change, kernel))
 
 
 def _add(variables: dict[str, Any], name: str, seed: Seed) -> None:

@@ -103,9 +103,8 @@ def _contribution(
   record: Mapping[str, Any], variables: Mapping[str, PyTree], x: jax.Array
 ) -> jax.Array:
   name, blueprint = record["name"], record["blueprint"]
-  spec = SlotSpec(
-    **{**record["input"], "shape": tuple(record["input"]["shape"])}
-  )
+  entry: dict[str, Any] = dict(record["input"])
+  spec = SlotSpec(**entry | {"shape": tuple(entry["shape"])})
   shapes = blueprints.abstract_init(blueprints.get(blueprint), spec)
 
   def read(collection: str, tree: PyTree) -> PyTree:
