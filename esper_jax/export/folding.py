@@ -99,12 +99,17 @@ def fold(
             "blueprint": seed.blueprint,
             "blend": seed.blend,
             "depth": seed.depth,
-            "strength": float(seed.alpha),
+            "strength": shortest(seed.alpha),
             "input": dataclasses.asdict(spec) | {"shape": list(spec.shape)},
             "parameters": blueprints.count(seed.params),
           }
         )
   return Folded(variables, records, merged)
+
+
+def shortest(value: Any) -> float:
+  """The number with the fewest digits that is this one in float32."""
+  return float(str(np.float32(value)))
 
 
 def readers(module: nn.Module, slot: Path) -> tuple[str, ...]:

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from esper_jax.export import folding
 from esper_jax.export.network import SCHEMA, GrownNetwork
@@ -44,8 +43,8 @@ def build(
       "meaning": "raw images; normalized inside: (image / 255 - mean) / std",
       "dtype": "uint8",
       "shape": ["batch", *image],
-      "mean": _float32(mean),
-      "std": _float32(std),
+      "mean": [folding.shortest(value) for value in mean],
+      "std": [folding.shortest(value) for value in std],
     },
     "output": {
       "meaning": "logits",
@@ -60,8 +59,3 @@ def build(
     "modules": list(modules),
   }
   return GrownNetwork(topology, folded.variables)
-
-
-def _float32(values: Sequence[float]) -> list[float]:
-  """The shortest numbers that are these in float32."""
-  return [float(str(np.float32(value))) for value in values]

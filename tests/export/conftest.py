@@ -1,5 +1,7 @@
 """Grown networks made directly, without a run, and their exports."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,6 +24,22 @@ def preprocess(images, dtype):
   return ((x - mean) / std).astype(dtype)
 
 
+def drawn(shapes, seed):
+  """Arrays as training may leave them, without a program that draws them."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    name = jax.tree_util.keystr(path[-1:], simple=True)
+    if name in ("scale", "var"):
+      values = rng.uniform(0.7, 1.3, leaf.shape)
+    else:
+      fan_in = max(1, np.prod(leaf.shape[:-1]))
+      values = rng.normal(0, fan_in**-0.5, leaf.shape)
+    return jnp.asarray(values, leaf.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
 class Grown:
   """A host with seeds that are part of it, as training evaluates it."""
 
@@ -41,26 +59,27 @@ class Grown:
     self.host = from_linen(make_host(**self.arguments, dtype=dtype))
     example = preprocess(jnp.zeros((1, *IMAGE), jnp.uint8), dtype)
     self.slots = slots_of(self.host, example)
-    params, collections = jax.jit(self.host.init)(jax.random.key(0), example)
-    # Statistics and scales as training leaves them: not 0 and 1.
-    rng = np.random.default_rng(0)
-    collections, params = (
-      jax.tree.map(lambda x: x + np.float32(rng.uniform(0, 0.3, x.shape)), tree)
-      for tree in (collections, params)
-    )
+    shapes = jax.eval_shape(self.host.init, jax.random.key(0), example)
+    params, collections = drawn(shapes, 0)
     seeds = {}
     self.keys = []
     for number, (slot, blueprint, leaves) in enumerate(planted):
       path = list(self.slots)[slot]
       leaves = {"alpha": 1.0, "isolation": 0.0, **leaves}
       made = {k: leaves.pop(k) for k in ("blend", "depth") if k in leaves}
-      seed = surgery.make_seed(
-        self.slots[path],
-        blueprint,
-        key=jax.random.key(1 + number),
-        initializer="random",
-        **made,
-      ).replace(**{k: jnp.float32(v) for k, v in leaves.items()})
+      shapes = jax.eval_shape(
+        functools.partial(
+          surgery.make_seed,
+          self.slots[path],
+          blueprint,
+          initializer="random",
+          **made,
+        ),
+        key=jax.random.key(0),
+      )
+      seed = drawn(shapes, 1 + number).replace(
+        **{k: jnp.float32(v) for k, v in leaves.items()}
+      )
       key = f"{blueprint}_{number + 2}"
       own = seeds.get(path, {})
       seeds = with_seeds_at(seeds, path, {**own, key: seed})
@@ -80,8 +99,13 @@ class Grown:
 
   def logits(self, images):
     """Of the network as it was trained."""
-    x = preprocess(images, self.dtype)
-    return np.asarray(self.host.apply(*self.view, x, train=False, key=None)[0])
+
+    @jax.jit
+    def forward(view, images):
+      x = preprocess(images, self.dtype)
+      return self.host.apply(*view, x, train=False, key=None)[0]
+
+    return np.asarray(forward(self.view, images))
 
   def differences(self, folder):
     """Writes all formats and runs them; format -> share of the tolerance."""
