@@ -40,7 +40,7 @@ class HandwrittenResNet8(nn.Module):
         x = norm(conv(features, 1, stride)(x))
       x = nn.relu(x + y)
       if features == 16:
-        y = nn.relu(nn.GroupNorm(4)(conv(16)(x)))
+        y = nn.relu(nn.GroupNorm(4, use_fast_variance=False)(conv(16)(x)))
         x = x + conv(16)(y)
     return nn.Dense(3)(x.mean(axis=(1, 2)))
 
@@ -53,7 +53,9 @@ class HandwrittenMLP(nn.Module):
     x = images.astype(jnp.float32) / 255
     x = (x - jnp.array([0.3, 0.5])) / jnp.array([0.2, 0.4])
     x = nn.relu(nn.Dense(8)(x.reshape(x.shape[0], -1)))
-    y = nn.relu(nn.LayerNorm()(nn.Dense(8, use_bias=False)(x)))
+    y = nn.relu(
+      nn.LayerNorm(use_fast_variance=False)(nn.Dense(8, use_bias=False)(x))
+    )
     x = x + nn.Dense(8, use_bias=False)(y)
     x = nn.relu(nn.Dense(8)(x))
     return nn.Dense(3)(x)
@@ -99,7 +101,10 @@ def test_no_more_than_the_same_network_by_hand(
   by_hand = cost(twin().apply, variables, images(8))
   costs = exported_costs(tmp_path, images(8))
   assert by_hand > 1000
-  assert {name: n for name, n in costs.items() if n > by_hand} == {}
+  assert costs[MODULE] <= by_hand
+  # A seed's layer norm takes two means over no axis: XLA counts a division by
+  # 1 for each of its inputs, and drops it when it compiles.
+  assert costs["load_grown"] <= 1.02 * by_hand
 
 
 def test_a_merged_seed_costs_nothing(grown, images, tmp_path):
