@@ -18,6 +18,7 @@ _HOMES = {
   "Trainer": "esper_jax.tolaria.trainer",
   "apply_slot": "esper_jax.kasmina.slot",
   "from_linen": "esper_jax.hosts.host",
+  "load_grown": "esper_jax.export.network",
   "register_blueprint": "esper_jax.kasmina.blueprints",
 }
 _RENAMED = {"register_blueprint": "register"}

@@ -82,7 +82,7 @@ def read_lives(path: str | os.PathLike) -> tuple[Life, ...]:
     InputError: there is no such log, the run has not completed, or a line is
       not what it must be; it names the line.
   """
-  events = _standing(path)
+  events = standing(path)
   last = events[-1][1] if events else {}
   if last.get("type") != "run_finished" or last.get("status") != "completed":
     raise InputError(
@@ -157,46 +157,61 @@ def digest(lives: Iterable[Life]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-class _Fields(NamedTuple):
-  """The entries of one event, checked as they are read."""
+def standing(
+  path: str | os.PathLike, *, advice: str = _ADVICE
+) -> list[tuple[int, dict[str, Any]]]:
+  """Reads what a run did and no rollback undid; rollbacks are among it.
 
-  event: dict[str, Any]
-  where: str
+  Args:
+    path: the events.jsonl of a run.
+    advice: what an error says to do.
 
-  def get(self, name: str, kind: type, default: Any = None) -> Any:
-    value = self.event.get(name, default)
-    if not isinstance(value, kind) or isinstance(value, bool):
-      raise InputError(
-        f"{self.where}: '{name}' of the event is {value!r}, not"
-        f" {'a text' if kind is str else 'a whole number'}; {_ADVICE}"
-      )
-    return value
+  Returns:
+    (line number, event) of `bus.RUN_EVENTS`, in order.
 
-
-def _standing(path: str | os.PathLike) -> list[tuple[int, dict[str, Any]]]:
-  """(line number, event) of what the run did and no rollback undid."""
+  Raises:
+    InputError: there is no such log, or a line is not what it must be; it
+      names the line.
+  """
   try:
     events = jsonl.read(path)
   except InputError as error:
-    raise InputError(f"{error}; {_ADVICE}") from error
+    raise InputError(f"{error}; {advice}") from error
   kept: list[tuple[int, dict[str, Any]]] = []
   for line, event in enumerate(events, start=1):
     where = f"{path}, line {line}"
     if event.get("type") not in EVENT_TYPES or event.get("v") != VERSION:
-      raise InputError(f"{where}: not an event of version {VERSION}; {_ADVICE}")
+      raise InputError(f"{where}: not an event of version {VERSION}; {advice}")
     if event["type"] not in RUN_EVENTS:
       continue
-    epoch = _Fields(event, where).get("epoch", int)
+    epoch = _Fields(event, where, advice).get("epoch", int)
     if event["type"] == "rolled_back":
       # The checkpoint of the start was taken before anything was planted.
       kept = [item for item in kept if item[1]["epoch"] <= epoch and epoch]
     if kept and epoch < kept[-1][1]["epoch"]:
       raise InputError(
         f"{where}: epoch {epoch} comes after epoch {kept[-1][1]['epoch']}:"
-        f" lines are out of order; {_ADVICE}"
+        f" lines are out of order; {advice}"
       )
     kept.append((line, event))
   return kept
+
+
+class _Fields(NamedTuple):
+  """The entries of one event, checked as they are read."""
+
+  event: dict[str, Any]
+  where: str
+  advice: str = _ADVICE
+
+  def get(self, name: str, kind: type, default: Any = None) -> Any:
+    value = self.event.get(name, default)
+    if not isinstance(value, kind) or isinstance(value, bool):
+      raise InputError(
+        f"{self.where}: '{name}' of the event is {value!r}, not"
+        f" {'a text' if kind is str else 'a whole number'}; {self.advice}"
+      )
+    return value
 
 
 def _stage(event: dict[str, Any], where: str) -> Stage | None:

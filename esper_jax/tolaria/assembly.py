@@ -226,21 +226,39 @@ def check_readable(parts: Parts) -> None:
   surgery.check_consumed(forward, expected)
 
 
-def _host(config: ConfigDict, data: Dataset) -> tuple[Host, Any]:
+def host_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
+  """What `hosts.registry.make_host` takes for a config, slots left out.
+
+  Args:
+    config: validated.
+    num_classes: of the data.
+
+  Returns:
+    Plain values; "dtype" is a name.
+  """
   precision = config.train.precision
   if precision == "auto":
     on_cpu = jax.default_backend() == "cpu"
     precision = "float32" if on_cpu else "bfloat16"
-  dtype = jnp.dtype(precision)
   h = config.host
+  return {
+    "name": h.name,
+    "num_classes": num_classes,
+    "width": h.width,
+    "depth": h.depth,
+    "norm": h.norm,
+    "inner_widths": tuple(h.inner_widths),
+    "dtype": precision,
+  }
+
+
+def _host(config: ConfigDict, data: Dataset) -> tuple[Host, Any]:
+  slots = config.host.slots
+  arguments = host_arguments(config, data.num_classes)
+  dtype = jnp.dtype(arguments.pop("dtype"))
   module = make_host(
-    h.name,
-    num_classes=data.num_classes,
-    width=h.width,
-    depth=h.depth,
-    norm=h.norm,
-    inner_widths=tuple(h.inner_widths),
-    slots=h.slots if isinstance(h.slots, str) else tuple(h.slots),
+    **arguments,
+    slots=slots if isinstance(slots, str) else tuple(slots),
     dtype=dtype,
   )
   return from_linen(module), dtype

@@ -1,6 +1,6 @@
 """A run to and from a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -66,31 +66,36 @@ def from_checkpoint(loaded: Loaded, fresh: Run, parts: Parts) -> Run:
   )
 
 
+def state_from_checkpoint(
+  loaded: Loaded, fresh: Callable[[], TrainState], parts: Parts
+) -> TrainState:
+  """Rebuilds the training state alone, whatever policy the run has.
+
+  Args:
+    loaded: a verified checkpoint.
+    fresh: makes the state before the first step; only its shapes are used.
+    parts: of the run.
+
+  Raises:
+    InputError: the checkpoint's network is not one that this config grows.
+  """
+  facts = loaded.meta["run"]
+  name = str(loaded.checkpoint.path)
+  _check_slots(facts, parts, name)
+  prefix = "state/"
+  arrays = {k: v for k, v in loaded.arrays.items() if k.startswith(prefix)}
+  expected = jax.eval_shape(lambda: {"state": _planted(fresh(), facts, parts)})
+  return arrays_lib.restore_into(expected, arrays, source=name)["state"]
+
+
 def _expected(
   fresh: Run, facts: Mapping[str, Any], parts: Parts, name: str
 ) -> dict[str, Any]:
   """The tree that the checkpoint's topology gives, as shapes."""
-  growth = parts.growth
-  for record in facts["topology"]:
-    if record["slot"] not in growth.slots:
-      raise InputError(
-        f"{name} holds a seed in slot '{record['slot']}', which this host"
-        f" lacks (it has {', '.join(growth.slots) or 'none'}); resume with the"
-        " config it was made with"
-      )
+  _check_slots(facts, parts, name)
 
   def build() -> dict[str, Any]:
-    state = fresh.state
-    for record in facts["topology"]:
-      seed = surgery.make_seed(
-        growth.slots[record["slot"]],
-        record["blueprint"],
-        key=jax.random.key(0),
-        blend=record["blend"],
-        depth=record["depth"],
-      )
-      born = growth.optimizer.init(seed.params)
-      state = surgery.plant(state, record["slot"], record["key"], seed, born)
+    state = _planted(fresh.state, facts, parts)
     return {
       **fresh.arrays(),
       "state": state,
@@ -98,3 +103,32 @@ def _expected(
     }
 
   return jax.eval_shape(build)
+
+
+def _check_slots(facts: Mapping[str, Any], parts: Parts, name: str) -> None:
+  slots = parts.growth.slots
+  for record in facts["topology"]:
+    if record["slot"] not in slots:
+      raise InputError(
+        f"{name} holds a seed in slot '{record['slot']}', which this host"
+        f" lacks (it has {', '.join(slots) or 'none'}); resume with the"
+        " config it was made with"
+      )
+
+
+def _planted(
+  state: TrainState, facts: Mapping[str, Any], parts: Parts
+) -> TrainState:
+  """A state with the seeds that the checkpoint's topology lists."""
+  growth = parts.growth
+  for record in facts["topology"]:
+    seed = surgery.make_seed(
+      growth.slots[record["slot"]],
+      record["blueprint"],
+      key=jax.random.key(0),
+      blend=record["blend"],
+      depth=record["depth"],
+    )
+    born = growth.optimizer.init(seed.params)
+    state = surgery.plant(state, record["slot"], record["key"], seed, born)
+  return state

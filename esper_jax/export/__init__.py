@@ -1,0 +1,1 @@
+"""Taking a grown network home: weights, code, StableHLO, lineage."""

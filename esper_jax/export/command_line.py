@@ -1,0 +1,106 @@
+"""The command line: `python -m esper_jax.export --help`."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from typing import NoReturn
+
+from esper_jax.export import lineage
+from esper_jax.types import InputError, RunFailedError
+
+OK, FAILED, BAD_INPUT = 0, 1, 2
+_ABOUT = """\
+Writes the grown network of a run directory, without anything that only growth
+needs: weights.safetensors and topology.json (esper_jax.load_grown), model.py
+(plain Flax), network.stablehlo (jax.export; CPU and CUDA, any batch size), and
+lineage.json, its history. Each is checked against the trained network.
+
+  python -m esper_jax.export RUN --to=DIR
+  python -m esper_jax.export verify DIR [--head=SHA256]
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+  """Says what is wrong in one line."""
+
+  def error(self, message: str) -> NoReturn:
+    raise InputError(f"{message}; --help shows how")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs one command and returns its exit code.
+
+  0: done; 1: the export failed; 2: bad input, or a file that is not what was
+  exported, in one line.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  try:
+    if argv[:1] == ["verify"]:
+      _verify(argv[1:])
+    else:
+      _export(argv)
+    return OK
+  except InputError as error:
+    print(f"error: {error}", file=sys.stderr)
+    return BAD_INPUT
+  except RunFailedError as error:
+    print(f"failed: {error}", file=sys.stderr)
+    return FAILED
+
+
+def _parser(program: str, about: str) -> argparse.ArgumentParser:
+  return _Parser(
+    prog=program,
+    description=about,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
+
+
+def _export(argv: Sequence[str]) -> None:
+  parser = _parser("python -m esper_jax.export", _ABOUT)
+  parser.add_argument("run", metavar="RUN", help="run directory")
+  parser.add_argument(
+    "--to", required=True, metavar="DIR", help="folder to make"
+  )
+  parser.add_argument(
+    "--data_dir",
+    default="",
+    metavar="DIR",
+    help="the run's data, where it has moved",
+  )
+  flags = parser.parse_args(argv)
+  # Arithmetic is then float32 to the last bit, and every device stays free.
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  from esper_jax.export import writing  # imports JAX: seconds
+
+  done = writing.export_run(flags.run, flags.to, data_dir=flags.data_dir)
+  for note in done.notes:
+    print(f"note: {note}", file=sys.stderr)
+  report = done.report
+  print(
+    f"{done.folder}: {report['parameters_exported']:,} parameters"
+    f" ({report['parameters_trained']:,} in training); on"
+    f" {report['examples']} validation examples logits differ by at most"
+  )
+  for name, difference in report["max_abs_difference"].items():
+    print(f"  {name:18} {difference:.2g} (tolerance {report['tolerance']:.2g})")
+  print(f"lineage head {done.head}")
+
+
+def _verify(argv: Sequence[str]) -> None:
+  parser = _parser(
+    "python -m esper_jax.export verify",
+    "Checks that an export is whole and that its history leads to it.",
+  )
+  parser.add_argument("folder", metavar="DIR", help="folder of the export")
+  parser.add_argument(
+    "--head", default="", metavar="SHA256", help="head that it must have"
+  )
+  flags = parser.parse_args(argv)
+  found = lineage.verify(flags.folder, head=flags.head)
+  print(
+    f"{flags.folder}: {', '.join(found.files)} are as exported; the lineage of"
+    f" {found.changes} entries leads to them\nhead {found.head}"
+  )

@@ -1,0 +1,258 @@
+"""Exports a run: every format, each checked, in a folder that is whole."""
+
+import importlib.util
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import numpy as np
+
+from esper_jax.export import layout, lineage, plain, stablehlo, topology
+from esper_jax.export.lineage import (
+  FILES,
+  LINEAGE,
+  MODULE,
+  PROGRAM,
+  REPORT,
+  TOPOLOGY,
+  WEIGHTS,
+)
+from esper_jax.export.network import GrownNetwork, load_grown
+from esper_jax.oona.jsonl import explain_write_errors
+from esper_jax.oona.jsonl import plain as plain_json
+from esper_jax.tolaria import restoring, workdir
+from esper_jax.tolaria.restoring import Restored
+from esper_jax.tolaria.state import count_parameters, evaluation_view
+from esper_jax.types import InputError, RunFailedError
+from esper_jax.urza import dispatch
+
+# Largest difference of a logit, relative to the largest logit (or to 1): what
+# another order of the same sums may come to, in the dtype of the computation.
+TOLERANCE = {"float32": 1e-4, "bfloat16": 2**-4}
+
+
+class Exported(NamedTuple):
+  """What was written.
+
+  Attributes:
+    folder: where.
+    report: what export.json holds.
+    head: of the lineage.
+    notes: what the reader should know, in lines.
+  """
+
+  folder: Path
+  report: dict[str, Any]
+  head: str
+  notes: list[str]
+
+
+def export_run(
+  run: str | os.PathLike, to: str | os.PathLike, *, data_dir: str = ""
+) -> Exported:
+  """Writes the grown network of a run.
+
+  Args:
+    run: the run directory, finished or interrupted.
+    to: the folder to make; it must not be there, or be empty.
+    data_dir: see `restoring.restore`.
+
+  Raises:
+    InputError: one of them cannot be used.
+    RunFailedError: a format does not give what training gives, or the folder
+      cannot be written; nothing is left of it.
+  """
+  folder = Path(to).absolute()
+  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    raise InputError(f"{folder} is there already; give another folder as --to")
+  restored = restoring.restore(Path(run), data_dir=data_dir)
+  history = lineage.changes(
+    restored.path / "events.jsonl", before=restored.next_event
+  )
+  network = _network(restored)
+  lineage.check_seeds(
+    history, network.topology, str(restored.path / "events.jsonl")
+  )
+  with explain_write_errors(folder, error=InputError):
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = workdir.temporary_name(folder)
+    unfinished.mkdir()
+  try:
+    with explain_write_errors(folder):
+      write_formats(unfinished, network)
+    report = _report(unfinished, restored, network)
+    with explain_write_errors(folder):
+      workdir.write_json(unfinished / REPORT, report)
+      story = _lineage(unfinished, restored, history)
+      workdir.write_json(unfinished / LINEAGE, story)
+      for path in (*unfinished.iterdir(), unfinished):
+        workdir.sync_path(path)
+      unfinished.rename(folder)
+      workdir.sync_path(folder.parent)
+  finally:
+    shutil.rmtree(unfinished, ignore_errors=True)
+  return Exported(folder, report, story["head"], _notes(restored, report))
+
+
+def compare(
+  folder: Path, images: jax.Array, expected: np.ndarray
+) -> dict[str, float]:
+  """Runs every format that a folder has, as its user would.
+
+  Args:
+    folder: of the export.
+    images: uint8 [batch, height, width, channels].
+    expected: float32 [batch, classes], the training network's logits.
+
+  Returns:
+    Format -> largest absolute difference of a logit; NaN where either is.
+  """
+  formats: dict[str, Callable[[], Any]] = {
+    "load_grown": lambda: jax.jit(load_grown(folder).__call__)(images),
+    MODULE: lambda: _run_plain(folder / MODULE, images),
+    PROGRAM: lambda: stablehlo.run((folder / PROGRAM).read_bytes(), images),
+  }
+  there = {
+    name: run
+    for name, run in formats.items()
+    if name == "load_grown" or (folder / name).exists()
+  }
+  return {
+    name: float(np.abs(np.asarray(run()) - expected).max())
+    for name, run in there.items()
+  }
+
+
+def _run_plain(path: Path, images: jax.Array) -> jax.Array:
+  spec = importlib.util.spec_from_file_location("grown_model", path)
+  assert spec is not None and spec.loader is not None
+  module = importlib.util.module_from_spec(spec)
+  before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+  try:
+    spec.loader.exec_module(module)
+  finally:
+    sys.dont_write_bytecode = before
+  # As in a process of its own, whatever this one is strict about.
+  with (
+    jax.numpy_dtype_promotion("standard"),
+    jax.numpy_rank_promotion("allow"),
+  ):
+    return jax.jit(module.Network().apply)(module.load(), images)
+
+
+def _network(restored: Restored) -> GrownNetwork:
+  parts = restored.parts
+  return topology.build(
+    evaluation_view(restored.state),
+    restored.host,
+    parts.growth.slots,
+    image=parts.data.train_images.shape[1:],
+    mean=parts.data.mean,
+    std=parts.data.std,
+    modules=restored.modules,
+  )
+
+
+def write_formats(folder: Path, network: GrownNetwork) -> None:
+  """Writes weights, topology, program and, where there is one, plain module.
+
+  Args:
+    folder: that exists.
+    network: to write.
+  """
+  (folder / WEIGHTS).write_bytes(layout.to_bytes(network.variables))
+  workdir.write_json(folder / TOPOLOGY, network.topology)
+  (folder / PROGRAM).write_bytes(stablehlo.serialize(network))
+  if not plain.unsupported(network.topology):
+    text = plain.source(network.topology, network.variables)
+    (folder / MODULE).write_text(text, encoding="utf-8")
+
+
+def _report(
+  folder: Path, restored: Restored, network: GrownNetwork
+) -> dict[str, Any]:
+  """The content of export.json, if every format gives what training gives."""
+  batch = restored.parts.validation[0]
+  images = batch.images[: batch.count]
+  expected = _trained(restored, images)
+  largest = float(np.abs(expected).max())
+  bound = TOLERANCE[network.topology["host"]["dtype"]] * max(1.0, largest)
+  differences = compare(folder, images, expected)
+  for name, difference in differences.items():
+    if not difference <= bound:  # NaN is refused too
+      raise RunFailedError(
+        f"{name} is not the network that was trained: a logit differs by"
+        f" {difference:.2g} on {batch.count} validation examples, more than"
+        f" {bound:.2g}; nothing was written"
+      )
+  refused = plain.unsupported(network.topology)
+  return {
+    "run": restored.path.name,
+    "status": restored.status,
+    "epoch": restored.epoch,
+    "checkpoint": restored.checkpoint.path.name,
+    "parameters_trained": count_parameters(restored.state),
+    "parameters_exported": network.topology["parameters"],
+    "examples": batch.count,
+    "largest_logit": largest,
+    "tolerance": bound,
+    "max_abs_difference": differences,
+    "refused": {MODULE: refused} if refused else {},
+    "platforms": list(stablehlo.PLATFORMS),
+    "checked_on": jax.default_backend(),
+    "versions": {"jax": jax.__version__, "flax": flax.__version__},
+  }
+
+
+def _trained(restored: Restored, images: jax.Array) -> np.ndarray:
+  """What the run's own network says; references in place of kernels."""
+  parts = restored.parts
+
+  def forward(view: Any, images: jax.Array) -> jax.Array:
+    x = parts.steps.preprocess(images, None)
+    return parts.host.apply(*view, x, train=False, key=None)[0]
+
+  with dispatch.using(None):
+    return np.asarray(jax.jit(forward)(evaluation_view(restored.state), images))
+
+
+def _lineage(
+  folder: Path, restored: Restored, history: list[dict[str, Any]]
+) -> dict[str, Any]:
+  data = restored.parts.data
+  began = {
+    "type": "began",
+    "host": restored.host,
+    "seed": restored.seed,
+    "parameters": sum(x.size for x in jax.tree.leaves(restored.state.params)),
+    "config_hash": restored.config_hash,
+    "data": data.name,
+    "data_sha256": data.sha256,
+  }
+  names = [name for name in FILES if (folder / name).exists()]
+  exported = {
+    "type": "exported",
+    "epoch": restored.epoch,
+    "step": restored.checkpoint.step,
+    "files": {name: lineage.hash_file(folder / name) for name in names},
+  }
+  return lineage.chain(plain_json([began, *history, exported]))
+
+
+def _notes(restored: Restored, report: Mapping[str, Any]) -> list[str]:
+  notes = [
+    f"checkpoint {item.checkpoint.path.name} is damaged ({item.reason});"
+    f" {restored.checkpoint.path.name} was exported"
+    for item in restored.damaged
+  ]
+  if restored.status != "completed":
+    notes.append(
+      f"the run is {restored.status}: this is its network after epoch"
+      f" {restored.epoch}"
+    )
+  return [*notes, *report["refused"].values()]

@@ -1,0 +1,118 @@
+"""From a run directory to its network; only reads, even beside a live run."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from esper_jax import config as config_lib
+from esper_jax.tolaria import assembly, checkpoints, recovery, workdir
+from esper_jax.tolaria.assembly import Parts
+from esper_jax.tolaria.checkpoints import Checkpoint, Damage
+from esper_jax.tolaria.state import TrainState
+from esper_jax.tolaria.workdir import Workdir
+from esper_jax.types import InputError
+
+
+class Restored(NamedTuple):
+  """A run's network as its newest whole checkpoint holds it.
+
+  Attributes:
+    path: the run directory.
+    status: of result.json; "unfinished" where there is none.
+    parts: what the run is made of, its policy aside.
+    host: arguments of `hosts.registry.make_host`, slots left out; plain values.
+    modules: that register blueprints of the run.
+    seed: of the run.
+    state: the training state.
+    checkpoint: from which it comes.
+    epoch: epochs done.
+    next_event: number of the first event that came after it.
+    damaged: newer checkpoints that were passed over.
+    config_hash: of the keys that change results.
+  """
+
+  path: Path
+  status: str
+  parts: Parts
+  host: dict[str, Any]
+  modules: tuple[str, ...]
+  seed: int
+  state: TrainState
+  checkpoint: Checkpoint
+  epoch: int
+  next_event: int
+  damaged: list[Damage]
+  config_hash: str
+
+
+def restore(path: str | Path, *, data_dir: str = "") -> Restored:
+  """Reads the network of a run that was finished or interrupted.
+
+  Args:
+    path: the run directory.
+    data_dir: folder of the run's data, where it is no longer where the config
+      says; "" is the config's own.
+
+  Raises:
+    InputError: it is no run directory, has no whole checkpoint, or its data
+      or blueprints are not there.
+  """
+  work = Workdir(Path(path).absolute(), lock=-1)
+  document = workdir.read_json(work.config)
+  if document is None or not isinstance(document.get("config"), dict):
+    raise InputError(
+      f"{work.path} is not a run directory (it has no config.json of a run);"
+      " give the directory that --workdir named"
+    )
+  loaded, damaged = checkpoints.latest_good(work.checkpoints)
+  if loaded is None:
+    whole = "no whole checkpoint" if damaged else "no checkpoint"
+    raise InputError(
+      f"{work.path} has {whole}, so there is no network to read; run its"
+      " command again until it has saved one"
+    )
+  config = _without_growth(document, data_dir)
+  data = assembly.load_data(config)
+  if data.sha256 != document.get("data_sha256"):
+    raise InputError(
+      f"{work.path} is a run on other data: its SHA-256 is"
+      f" {document.get('data_sha256')} there and {data.sha256} here; give the"
+      " folder of that run's data"
+    )
+  parts = assembly.assemble(config, data)
+  state = recovery.state_from_checkpoint(
+    loaded, lambda: assembly.new_state(config, parts), parts
+  )
+  result = workdir.read_json(work.result) or {}
+  return Restored(
+    path=work.path,
+    status=result.get("status", "unfinished"),
+    parts=parts,
+    host=assembly.host_arguments(config, data.num_classes),
+    modules=tuple(config.urza.modules),
+    seed=config.seed,
+    state=state,
+    checkpoint=loaded.checkpoint,
+    epoch=loaded.meta["run"]["epoch"],
+    next_event=loaded.meta["next_event"],
+    damaged=damaged,
+    config_hash=document["config_hash"],
+  )
+
+
+def _without_growth(document: dict[str, Any], data_dir: str) -> ConfigDict:
+  """The run's config, asking no policy and on the run's own precision."""
+  config = ConfigDict(document["config"])
+  config_lib.check_complete(config)
+  with config.ignore_type():
+    config.tamiyo.policy = "never"
+    config.tamiyo.policy_path = ""
+    config.tamiyo.replay = config.tamiyo.replay_permute = ""
+    config.tamiyo.replay_final = False
+    if data_dir:
+      config.data.dir = data_dir
+    if config.train.precision == "auto":  # of the device that trained it
+      on_cpu = str(document.get("device")).startswith("cpu")
+      config.train.precision = "float32" if on_cpu else "bfloat16"
+  return config_lib.validate(config)
