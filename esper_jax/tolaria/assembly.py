@@ -20,6 +20,7 @@ from esper_jax.tezzeret.program import Limits
 from esper_jax.tolaria import governor, learned_policy, optimizers, replaying
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.measure import EvalBatch, device_batches
+from esper_jax.tolaria.objective import classification
 from esper_jax.tolaria.state import TrainState, init_state
 from esper_jax.tolaria.steps import StepOptions
 from esper_jax.types import InputError, SlotSpec, SlotTable
@@ -116,7 +117,7 @@ def assemble(config: ConfigDict, data: Dataset) -> Parts:
       newborn_factor=lambda age: optimizers.newborn_factor(
         age, config.optimizer.newborn_warmup_steps
       ),
-      label_smoothing=config.train.label_smoothing,
+      objective=classification(label_smoothing=config.train.label_smoothing),
       ema_decay=config.train.ema_decay,
     ),
     chunk=_chunk(config),

@@ -66,13 +66,15 @@ class Programs:
     self._seed = seed
     self._batch = batch_size
     train = steps.make_train_step(parts.host, parts.steps)
-    preprocess = parts.steps.preprocess
+    preprocess, objective = parts.steps.preprocess, parts.steps.objective
     self.forge.add("train", train, donate=(0, 1))
     self.forge.add("chunk", steps.make_chunk(train), donate=(0, 1))
-    self.forge.add("evaluate", steps.make_evaluate(parts.host, preprocess))
+    self.forge.add(
+      "evaluate", steps.make_evaluate(parts.host, preprocess, objective)
+    )
     self.forge.add(
       "probe",
-      steps.make_probe(parts.host, preprocess, parts.growth.slots),
+      steps.make_probe(parts.host, preprocess, parts.growth.slots, objective),
       rare=True,
     )
     self._train: Program | None = None
