@@ -35,7 +35,7 @@ Running the same command again resumes the run, or shows its result.
 Flags:
 {flags}
   --config.SECTION.KEY=VALUE
-      change one key of the config; configs/base.py lists all of them
+      change one key of the config; esper_jax/defaults.py lists all
 
 Configs and profiles:
 {configs}

@@ -254,6 +254,30 @@ def make_evaluate(
   return evaluate
 
 
+def make_metrics(
+  host: Host,
+  preprocess: Callable[[jax.Array, jax.Array | None], jax.Array],
+  objective: Objective,
+) -> Callable[..., Any]:
+  """Builds what reads an objective's metrics.
+
+  (params, collections, seeds, images and labels [batch, ...]) -> {name:
+  float32 [batch]}.
+  """
+
+  def read(params, collections, seeds, images, labels):
+    x = preprocess(images, None)
+    outputs, _, _ = host.apply(
+      params, collections, seeds, x, train=False, key=None
+    )
+    return {
+      name: metric(outputs, labels).astype(jnp.float32)
+      for name, metric in objective.metrics.items()
+    }
+
+  return read
+
+
 class Probed(NamedTuple):
   """What the probe finds.
 
