@@ -72,6 +72,11 @@ EXAMPLES = (
     "--config=configs/cifar10.py --workdir=runs/cifar10-own"
     " --config.data.dir=data/cifar-10-batches-bin",
   ),
+  (
+    "your own images: a folder per class",
+    "--config=configs/digits.py --workdir=runs/own-images"
+    " --config.data.source=folder:data/images --config.data.image_size=8",
+  ),
 )
 
 
