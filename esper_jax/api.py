@@ -303,15 +303,15 @@ def _directory(workdir: str | Path | None, title: str) -> Iterator[Path]:
 
 
 def _fresh(path: Path) -> Path:
-  for n in range(1, 1000):
-    numbered = path if n == 1 else path.with_name(f"{path.name}-{n}")
+  numbered, n = path, 1
+  while True:
     try:
       numbered.mkdir(parents=True)
       return numbered
     except FileExistsError:
-      continue
+      n += 1
+      numbered = path.with_name(f"{path.name}-{n}")
     except OSError as error:
       raise InputError(
         f"cannot write {numbered}: {error.strerror}; give a workdir"
       ) from error
-  raise InputError(f"{path} and 999 more exist; give a workdir")

@@ -166,7 +166,7 @@ def _cached(
         return arrays["images"]
   images = _decode(files, image_size)
   with contextlib.suppress(OSError):
-    _keep(kept, key=np.asarray(key), images=images)
+    _keep(kept, key, images)
   return images
 
 
@@ -179,11 +179,11 @@ def _key(path: Path, files: list[_File]) -> str:
   return digest.hexdigest()
 
 
-def _keep(kept: Path, **arrays: np.ndarray) -> None:
+def _keep(kept: Path, key: str, images: np.ndarray) -> None:
   kept.parent.mkdir(parents=True, exist_ok=True)
   with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
     try:
-      np.savez(file, **arrays)
+      np.savez(file, key=np.asarray(key), images=images)
       file.flush()
       os.replace(file.name, kept)
     except OSError:

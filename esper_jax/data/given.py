@@ -61,7 +61,9 @@ def read(data: Any) -> Splits:
   if names:
     kind += f" ({', '.join(names)})"
   return Splits(
-    **{"validation": None, "test": None, **arrays},
+    train=arrays["train"],
+    validation=arrays.get("validation"),
+    test=arrays.get("test"),
     num_classes=num_classes,
     source=f"given {side} {examples.dtype} examples of {kind}",
   )
