@@ -11,10 +11,11 @@ from esper_jax.types import InputError
 
 
 def paint(path, value=7, size=(4, 3), mode="L"):
-  """An image that is dark on the left; its mode's pixels are of `value`."""
+  """An image of one value; the first pixel of a gray one is 0."""
   path.parent.mkdir(parents=True, exist_ok=True)
   image = Image.new(mode, size, value)
-  image.putpixel((0, 0), type(image.getpixel((0, 0)))(0) if mode == "L" else 0)
+  if mode == "L":
+    image.putpixel((0, 0), 0)
   image.save(path)
   return path
 
