@@ -161,7 +161,7 @@ def _cached(
   key = _key(path, files)
   # Whatever is wrong with it: it is made again.
   with contextlib.suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
-    with np.load(kept, allow_pickle=False) as arrays:
+    with kept.open("rb") as file, np.load(file) as arrays:
       if str(arrays["key"]) == key:
         return arrays["images"]
   images = _decode(files, image_size)

@@ -203,8 +203,8 @@ def _check_data(work: Workdir, data_sha256: str) -> None:
   if before != data_sha256:
     raise InputError(
       f"--workdir={work.path} holds a run on other data: its SHA-256 is"
-      f" {before} there and {data_sha256} here. Give the data of that run with"
-      " --config.data.dir, or choose another --workdir"
+      f" {before} there and {data_sha256} here. Give the data of that run"
+      " (--config.data.dir, --config.data.source), or choose another --workdir"
     )
 
 
