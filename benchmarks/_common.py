@@ -65,7 +65,7 @@ def make_parser(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     description=doc,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    epilog="--config.SECTION.KEY=VALUE changes a key of configs/base.py.",
+    epilog="--config.SECTION.KEY=VALUE changes a key of esper_jax/defaults.py.",
   )
   parser.add_argument(
     "--seeds", type=int, default=seeds, help="number of seeds (%(default)s)"

@@ -12,7 +12,7 @@ import optax
 from ml_collections import ConfigDict
 
 from benchmarks._common import load_config
-from esper_jax.data.datasets import Dataset
+from esper_jax.data.splits import Dataset
 from esper_jax.hosts.host import from_linen
 from esper_jax.hosts.registry import make_host
 from esper_jax.kasmina import surgery

@@ -20,7 +20,7 @@ from benchmarks._peers_jax import (
   Block,
   timed,
 )
-from esper_jax.data.datasets import Dataset
+from esper_jax.data.splits import Dataset
 from esper_jax.types import PyTree
 from esper_jax.urza.kernels.plain import groups_of
 

@@ -9,6 +9,7 @@ from typing import Any
 
 _HOMES = {
   "Blueprint": "esper_jax.kasmina.blueprints",
+  "Grown": "esper_jax.api",
   "InputError": "esper_jax.types",
   "RunFailedError": "esper_jax.types",
   "Seed": "esper_jax.kasmina.slot",
@@ -18,7 +19,11 @@ _HOMES = {
   "Trainer": "esper_jax.tolaria.trainer",
   "apply_slot": "esper_jax.kasmina.slot",
   "from_linen": "esper_jax.hosts.host",
+  "from_nnx": "esper_jax.hosts.nnx_modules",
+  "grow": "esper_jax.api",
   "load_grown": "esper_jax.export.network",
+  "nnx_blueprint": "esper_jax.hosts.nnx_modules",
+  "nnx_slot": "esper_jax.hosts.nnx_modules",
   "register_blueprint": "esper_jax.kasmina.blueprints",
 }
 _RENAMED = {"register_blueprint": "register"}

@@ -35,7 +35,7 @@ Running the same command again resumes the run, or shows its result.
 Flags:
 {flags}
   --config.SECTION.KEY=VALUE
-      change one key of the config; configs/base.py lists all of them
+      change one key of the config; esper_jax/defaults.py lists all
 
 Configs and profiles:
 {configs}
@@ -71,6 +71,11 @@ EXAMPLES = (
     "your own data folder",
     "--config=configs/cifar10.py --workdir=runs/cifar10-own"
     " --config.data.dir=data/cifar-10-batches-bin",
+  ),
+  (
+    "your own images: a folder per class",
+    "--config=configs/digits.py --workdir=runs/own-images"
+    " --config.data.source=folder:data/images --config.data.image_size=8",
   ),
 )
 

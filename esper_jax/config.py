@@ -2,7 +2,7 @@
 
 Every check that needs no JAX is here, so that bad input is refused before
 anything slow starts. A config is the `ml_collections.ConfigDict` that
-`configs/base.py` builds; keys are written "section.name".
+`esper_jax/defaults.py` builds; keys are written "section.name".
 """
 
 import ast
@@ -10,6 +10,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import re
 import traceback
@@ -19,14 +20,17 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from esper_jax.knobs import KNOBS, PIXELS, STAGES, are_names, nearest
+from esper_jax.knobs import FOLDER, KNOBS, PIXELS, STAGES, are_names, nearest
 from esper_jax.oona import growth_log
 from esper_jax.types import InputError
 
 # These say where data lies and what stays on disk, not what is computed: they
-# are outside `config_hash` and may differ when a run is resumed. What is
-# replayed is in the hash, whatever the file is called.
+# are outside `config_hash` and may differ when a run is resumed (on the same
+# data: its SHA-256 is compared). What is replayed is in the hash, whatever the
+# file is called.
 FREE_KEYS = (
+  "data.source",
+  "data.image_size",
   "data.dir",
   "data.cache_dir",
   "data.download",
@@ -124,7 +128,7 @@ def validate(config: ConfigDict) -> ConfigDict:
   """Checks every key, type and range, and what must hold between keys.
 
   Args:
-    config: as built by `configs/base.py:get_config` and then edited.
+    config: as built by `defaults.get_config` and then edited.
 
   Returns:
     A locked copy in which every list is a tuple: `data.augment` always,
@@ -166,14 +170,25 @@ def _check_together(flat: Mapping[str, Any]) -> None:
   require_order("kasmina.seeds_per_slot", "kasmina.max_per_slot")
   require_order("governor.chance_margin", "governor.above_margin")
   host, widths = flat["host.name"], flat["host.inner_widths"]
+  stages = STAGES.get(host, 0)
   require(
-    len(widths) in (0, STAGES[host]),
+    len(widths) in (0, stages),
     "host.inner_widths",
-    f"has {len(widths)} widths where {host} has {STAGES[host]} stages; give as"
+    f"has {len(widths)} widths where {host} has {stages} stages; give as"
     " many, or --config.host.inner_widths='()'",
   )
-  name = flat["data.name"]
-  pixels = PIXELS[name]
+  name, source = flat["data.name"], flat["data.source"]
+  require(
+    not source or not flat["data.dir"],
+    "data.dir",
+    f"--config.data.source={source} takes its place; give one of the two",
+  )
+  require(
+    source.startswith(FOLDER) or not flat["data.image_size"],
+    "data.image_size",
+    "is for images of yours; give --config.data.source=folder:PATH, or 0",
+  )
+  pixels = math.inf if source else PIXELS[name]  # seen when it is read
   for op, key in (
     ("crop", "data.crop_padding"),
     ("cutout", "data.cutout_size"),

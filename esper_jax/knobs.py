@@ -1,6 +1,6 @@
 """The table of knobs: what each key of a config accepts.
 
-`configs/base.py` holds the defaults and what each key means.
+`esper_jax/defaults.py` holds the defaults and what each key means.
 """
 
 import difflib
@@ -21,6 +21,9 @@ STAGES = {
 # Data set -> side of its square images, pixels.
 PIXELS = {"cifar10": 32, "cifar100": 32, "digits": 8}
 HOSTS = tuple(STAGES)
+# What `esper_jax.grow` was called with, in place of a name.
+GIVEN = "given"
+FOLDER = "folder:"  # and a path: a source of data
 DATASETS = tuple(PIXELS)
 
 
@@ -72,6 +75,11 @@ def _choice(*words: str) -> Knob:
   )
 
 
+def _or_given(knob: Knob) -> Knob:
+  """Takes GIVEN too; it is no word for the command line, so not listed."""
+  return knob._replace(accepts=lambda v: v == GIVEN or knob.accepts(v))
+
+
 def are_names(value: Any) -> bool:
   """Whether it is a tuple of non-empty texts."""
   return isinstance(value, tuple) and all(
@@ -101,7 +109,7 @@ _AUGMENTATIONS = ("crop", "flip", "cutout")
 KNOBS: dict[str, Knob] = {
   "seed": _integer(0, 2**31 - 1),
   "deterministic": _SWITCH,
-  "host.name": _choice(*HOSTS),
+  "host.name": _or_given(_choice(*HOSTS)),
   "host.width": _COUNT,
   "host.depth": _POSITIVE,
   "host.norm": _choice("batch", "group"),
@@ -114,6 +122,14 @@ KNOBS: dict[str, Knob] = {
     "all, or slot names separated by commas",
   ),
   "data.name": _choice(*DATASETS),
+  "data.source": Knob(
+    lambda v: (
+      isinstance(v, str)
+      and (v in ("", GIVEN) or v.startswith(FOLDER) and v != FOLDER)
+    ),
+    "folder:PATH, or empty for --config.data.name",
+  ),
+  "data.image_size": _COUNT,
   "data.dir": _TEXT,
   "data.cache_dir": _TEXT,
   "data.download": _SWITCH,
@@ -167,14 +183,16 @@ KNOBS: dict[str, Knob] = {
   "kasmina.max_gradient_ratio": _number("(0, inf)"),
   "kasmina.measure_examples": _POSITIVE,
   "kasmina.measure_budget": _number("[0, 1]"),
-  "tamiyo.policy": _choice(
-    "never",
-    "periodic",
-    "schedule",
-    "random",
-    "heuristic",
-    "replay",
-    "learned",
+  "tamiyo.policy": _or_given(
+    _choice(
+      "never",
+      "periodic",
+      "schedule",
+      "random",
+      "heuristic",
+      "replay",
+      "learned",
+    )
   ),
   "tamiyo.policy_path": _TEXT,
   "tamiyo.on_policy_error": _choice("fallback", "stop"),

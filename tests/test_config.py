@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from configs import base
 from esper_jax import config as config_lib
-from esper_jax import hosts
+from esper_jax import defaults, hosts
 from esper_jax.data import augment, datasets
 from esper_jax.hosts.norms import NORMS
 from esper_jax.kasmina import initializers, records, slot, surgery
@@ -50,10 +50,9 @@ def test_every_knob_has_a_range_and_a_valid_default():
   config_lib.validate(base.get_config())
 
 
-def test_every_knob_is_explained_once_in_the_base():
+def test_every_knob_is_explained_once():
   """A comment stands on the knob's line or ends on the line before it."""
-  source = (CONFIGS / "base.py").read_text().partition("\ndef shrink_")[0]
-  lines = source.splitlines()
+  lines = Path(defaults.__file__).read_text().splitlines()
   for key in KNOBS:
     places = [n for n, line in enumerate(lines) if f"config.{key} = " in line]
     assert len(places) == 1, key
@@ -119,6 +118,8 @@ OUTSIDE = {
   "host.width": [-1],
   "host.inner_widths": [(-1, 0, 0, 0), (1.5, 0, 0, 0), "0,1"],
   "host.slots": [3, ("a", 1)],
+  "data.source": ["given:", "folder:", "cats", None],
+  "data.image_size": [-1, 8.0],
   "data.dir": [None],
   "data.download": ["yes"],
   "data.batch_size": [0, 1.5],
@@ -173,6 +174,12 @@ def test_list_that_holds_no_names_is_refused():
   assert refusal(data__augment=("crop", 1)).startswith(
     "--config.data.augment=('crop', 1): must be none, or a list out of"
   )
+
+
+def test_what_grow_was_called_with_is_valid_but_not_offered():
+  given = {"host__name": "given", "data__source": "given"}
+  config_lib.validate(edited(**given, tamiyo__policy="given"))
+  assert "given" not in refusal(host__name="resnet19")
 
 
 def test_refusal_of_a_word_names_the_nearest():
@@ -241,6 +248,11 @@ def test_section_is_no_key():
       | {"data__cutout_size": 9},
       "must be at most 8, the side of a digits image",
     ),
+    (
+      {"data__source": "folder:x", "data__dir": "y"},
+      "--config.data.dir=y: --config.data.source=folder:x takes its place",
+    ),
+    ({"data__image_size": 8}, "give --config.data.source=folder:PATH, or 0"),
     ({"data__train_limit": 31}, "must be at most --config.data.train_limit=31"),
     (
       {"optimizer__warmup_epochs": 101.0},
@@ -270,6 +282,9 @@ def test_knobs_that_are_off_are_not_compared():
     )
   )
   config_lib.validate(edited(host__inner_widths=(0, 1, 0, 0)))
+  source = {"data__source": "folder:x", "data__image_size": 64}
+  crop = {"data__augment": ("crop",), "data__crop_padding": 33}
+  config_lib.validate(edited(**source, **crop))
 
 
 def test_policy_may_come_from_a_module():

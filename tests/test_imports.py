@@ -17,7 +17,7 @@ LEVELS = (
   ("types",),
   ("knobs",),
   ("oona",),
-  ("config",),
+  ("config", "defaults"),
   ("urza",),
   ("kasmina",),
   ("hosts", "tamiyo"),
@@ -29,10 +29,10 @@ LEVELS = (
 )
 LEVEL_OF = {part: n for n, level in enumerate(LEVELS) for part in level}
 # The only ones that may know what a config looks like.
-READERS = ("config", "command_line", "tolaria")
+READERS = ("api", "config", "command_line", "defaults", "tolaria")
 READING_FILES = ("esper_jax/simic/command_line.py",)
 # What a config file may import of ours.
-CONFIG_PARTS = ("config", "knobs")
+CONFIG_PARTS = ("config", "defaults", "knobs")
 
 
 def name_of(path: Path) -> str:

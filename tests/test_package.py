@@ -19,7 +19,7 @@ def test_every_public_name_has_a_docstring(name):
 
 
 def test_an_unknown_name_lists_the_valid_ones():
-  with pytest.raises(AttributeError, match="it has Blueprint, InputError"):
+  with pytest.raises(AttributeError, match="it has Blueprint, Grown"):
     _ = esper_jax.Slots
 
 

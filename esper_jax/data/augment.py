@@ -34,6 +34,33 @@ def check_ops(ops: str | Sequence[str]) -> tuple[str, ...]:
   return tuple(name for name in OPS if name in names)
 
 
+def check_fit(
+  images: np.ndarray, *, ops: Sequence[str], padding: int, cutout: int
+) -> None:
+  """Refuses operations that these images are too small for, or no images.
+
+  Args:
+    images: [n, height, width, channels] where there is any operation.
+    ops: out of `OPS`.
+    padding, cutout: see `augment`.
+  """
+  if not ops:
+    return
+  if images.ndim != 4 or images.dtype not in (np.uint8, np.float32):
+    raise InputError(
+      f"data.augment is {','.join(ops)} but the examples are {images.dtype}"
+      f"{list(images.shape[1:])}, no images: set --config.data.augment=none"
+    )
+  side = min(images.shape[1:3])
+  for op, size in (("crop", padding), ("cutout", cutout)):
+    if op in ops and size > side:
+      key = "crop_padding" if op == "crop" else "cutout_size"
+      raise InputError(
+        f"data.{key} is {size}; it must be at most {side}, the shorter side of"
+        f" an image: set --config.data.{key}"
+      )
+
+
 def normalize(
   images: jax.Array,
   mean: Sequence[float],

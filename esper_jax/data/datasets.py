@@ -1,61 +1,21 @@
 """Data sets as arrays in memory, split into train, validation and test.
 
 CIFAR-10 and CIFAR-100 come from a folder or a download; "digits" is the 8x8
-handwritten digits that scikit-learn carries (real data, no download).
+handwritten digits that scikit-learn carries (real data, no download); images of
+one's own lie in a folder per class, see `data.folder`.
 """
 
-import dataclasses
-import hashlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esper_jax.data import cifar
-from esper_jax.data.cifar import Split
+from esper_jax.data import cifar, folder
 from esper_jax.data.download import Report, obtain
-from esper_jax.data.pipeline import permutation
+from esper_jax.data.splits import Dataset, Splits, divide, hold_out_test
 from esper_jax.types import InputError
 
-_DIGITS_TEST_FRACTION = 0.2
-_DIGITS_TEST_SEED = 0
-# Streams of the seeds: what is drawn.
-_TEST, _VALIDATION, _LIMIT = range(3)
-
-
-@dataclasses.dataclass(frozen=True)
-class Dataset:
-  """Three disjoint splits and what is known about them.
-
-  Attributes:
-    name: as in the config, e.g. "cifar10".
-    train_images: uint8 [train, height, width, channels].
-    train_labels: int32 [train].
-    validation_images: as train_images; held out of the official training set.
-    validation_labels: int32 [validation].
-    test_images: as train_images; the official test set.
-    test_labels: int32 [test].
-    num_classes: labels are 0..num_classes-1.
-    mean: per channel over train_images, in units of 255.
-    std: as mean.
-    sha256: of the decoded arrays before any split, hexadecimal: the same for
-      the same data in whatever layout it came.
-    source: where it came from, for people.
-  """
-
-  name: str
-  train_images: np.ndarray
-  train_labels: np.ndarray
-  validation_images: np.ndarray
-  validation_labels: np.ndarray
-  test_images: np.ndarray
-  test_labels: np.ndarray
-  num_classes: int
-  mean: tuple[float, ...]
-  std: tuple[float, ...]
-  sha256: str
-  source: str
-
+CACHE = "~/.cache/esper_jax"
 
 NAMES = (*cifar.FORMATS, "digits")
 
@@ -63,6 +23,8 @@ NAMES = (*cifar.FORMATS, "digits")
 def load(
   name: str,
   *,
+  source: str = "",
+  image_size: int = 0,
   dir: str = "",
   cache_dir: str = "",
   download: bool = True,
@@ -75,8 +37,11 @@ def load(
 
   Args:
     name: one of `NAMES`.
+    source: "folder:PATH" in place of the name, see `data.folder`.
+    image_size: of the images in that folder, see there.
     dir: folder with the data, or its parent; "" means the cache.
-    cache_dir: where downloads are kept; "" means ~/.cache/esper_jax.
+    cache_dir: where downloads and decoded images are kept; "" means
+      ~/.cache/esper_jax.
     download: whether to download what is in neither.
     validation_fraction: share of the official training set, above 0 and below
       1; stratified by class.
@@ -91,93 +56,83 @@ def load(
     InputError: if an argument is out of range, or the data is absent, damaged
       or not what its name says.
   """
-  if name == "digits":
-    train, test, num_classes = _load_digits(dir)
-    source = "scikit-learn's handwritten digits (embedded)"
-  elif name in cifar.FORMATS:
-    layout = cifar.FORMATS[name]
-    num_classes = layout.labels[-1].num_classes
-    if dir:
-      folder = Path(dir).expanduser()
-      remedy = (
-        "unpack the official archive again, or set --config.data.dir to the"
-        " folder that holds it"
-      )
-    else:
-      folder = _cached(layout, cache_dir, download, report)
-      remedy = f"delete '{folder}' and run again to download it anew"
-    train, test, source = cifar.read(layout, folder, remedy=remedy)
+  if source:
+    name, splits = _read_source(source, image_size, _cache(cache_dir))
   else:
+    splits = _read_named(name, dir, cache_dir, download, report)
+  return divide(
+    name,
+    splits,
+    validation_fraction=validation_fraction,
+    split_seed=split_seed,
+    train_limit=train_limit,
+  )
+
+
+def _cache(cache_dir: str) -> Path:
+  return Path(cache_dir or CACHE).expanduser()
+
+
+def _read_source(
+  source: str, image_size: int, cache: Path
+) -> tuple[str, Splits]:
+  kind, _, path = source.partition(":")
+  if kind != "folder" or not path:
+    raise InputError(
+      f"data.source is '{source}'; valid are folder:PATH, and empty for"
+      " data.name: set --config.data.source"
+    )
+  place = Path(path).expanduser()
+  return place.name, folder.read(place, image_size=image_size, cache=cache)
+
+
+def _read_named(
+  name: str,
+  dir: str,
+  cache_dir: str,
+  download: bool,
+  report: Report | None,
+) -> Splits:
+  if name == "digits":
+    return _load_digits(dir)
+  if name not in cifar.FORMATS:
     raise InputError(
       f"data.name is {name!r}; valid are {', '.join(NAMES)}: set"
       " --config.data.name"
     )
-  kept, held = _hold_out(train[1], validation_fraction, split_seed)
-  kept = kept[_limit(train[1][kept], train_limit, split_seed)]
-  images = train[0][kept]
-  mean, std = channel_statistics(images)
-  return Dataset(
-    name=name,
-    train_images=images,
-    train_labels=train[1][kept],
-    validation_images=train[0][held],
-    validation_labels=train[1][held],
-    test_images=test[0],
-    test_labels=test[1],
-    num_classes=num_classes,
-    mean=mean,
-    std=std,
-    sha256=_digest(*train, *test),
-    source=source,
-  )
-
-
-def channel_statistics(
-  images: np.ndarray,
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-  """Compute what normalization needs.
-
-  Args:
-    images: uint8 [n, height, width, channels], n at least 1.
-
-  Returns:
-    (mean, standard deviation) per channel, in units of 255. A channel that
-    never changes gets the deviation 1/255 instead of 0. Sums of bytes are
-    exact in float64, so the order of the images does not matter.
-  """
-  channels = images.shape[-1]
-  total, squares = np.zeros(channels), np.zeros(channels)
-  for start in range(0, len(images), 1024):
-    x = images[start : start + 1024].reshape(-1, channels).astype(np.float64)
-    total += x.sum(axis=0)
-    squares += (x * x).sum(axis=0)
-  n = images.size // channels
-  mean = total / n
-  std = np.sqrt(np.maximum(squares / n - mean**2, 0))
-  std = np.where(std > 0, std, 1.0)
-  return tuple((mean / 255).tolist()), tuple((std / 255).tolist())
+  layout = cifar.FORMATS[name]
+  if dir:
+    place = Path(dir).expanduser()
+    remedy = (
+      "unpack the official archive again, or set --config.data.dir to the"
+      " folder that holds it"
+    )
+  else:
+    place = _cached(layout, _cache(cache_dir), download, report)
+    remedy = f"delete '{place}' and run again to download it anew"
+  train, test, source = cifar.read(layout, place, remedy=remedy)
+  return Splits(train, test, layout.labels[-1].num_classes, source)
 
 
 def _cached(
   layout: cifar.CifarFormat,
-  cache_dir: str,
+  cache: Path,
   download: bool,
   report: Report | None,
 ) -> Path:
-  cache = Path(cache_dir or "~/.cache/esper_jax").expanduser()
   if download:
     return obtain(layout.archive, cache, report=report)
-  folder = cache / layout.archive.folder
-  if not folder.is_dir():
+  place = cache / layout.archive.folder
+  if not place.is_dir():
     raise InputError(
       f"{layout.title} is not in '{cache}' and data.download is False: give"
       " the folder that holds it with --config.data.dir, or allow"
       " --config.data.download=True"
     )
-  return folder
+  return place
 
 
-def _load_digits(dir: str) -> tuple[Split, Split, int]:
+def _load_digits(dir: str) -> Splits:
   if dir:
     raise InputError(
       f"data.dir is '{dir}', but the data set 'digits' comes with scikit-learn:"
@@ -190,61 +145,6 @@ def _load_digits(dir: str) -> tuple[Split, Split, int]:
   pixels = digits["images"] * (255 / 16)  # they count to 16
   images = np.round(pixels).astype(np.uint8)[..., np.newaxis]
   labels = digits["target"].astype(np.int32)
-  count = round(_DIGITS_TEST_FRACTION * len(labels))
-  test = _stratified(labels, count, _DIGITS_TEST_SEED, _TEST)
-  train = np.setdiff1d(np.arange(len(labels)), test)
-  return (images[train], labels[train]), (images[test], labels[test]), 10
-
-
-def _hold_out(
-  labels: np.ndarray, fraction: float, seed: int
-) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the indices that stay in train and those of validation."""
-  n = len(labels)
-  count = round(fraction * n)
-  if not 2 <= count < n:  # a standard error needs two
-    raise InputError(
-      f"data.validation_fraction is {fraction}, which holds out {count} of {n}"
-      " training examples; valid is above 0 and below 1, to hold out two at"
-      " least and leave one: set --config.data.validation_fraction"
-    )
-  held = _stratified(labels, count, seed, _VALIDATION)
-  return np.setdiff1d(np.arange(n), held), held
-
-
-def _limit(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-  n = len(labels)
-  if not 0 <= limit <= n:
-    raise InputError(
-      f"data.train_limit is {limit}; valid is 0 (all) to {n}, the training"
-      " examples that validation leaves: set --config.data.train_limit"
-    )
-  return _stratified(labels, limit or n, seed, _LIMIT)
-
-
-def _stratified(
-  labels: np.ndarray, count: int, seed: int, stream: int
-) -> np.ndarray:
-  """Draws `count` examples with the classes in proportion.
-
-  Returns their indices in ascending order. Shares are rounded by largest
-  remainder, so that they sum to `count`.
-  """
-  sizes = np.bincount(labels)
-  exact = sizes * (count / len(labels))
-  shares = np.floor(exact).astype(int)
-  largest = np.argsort(shares - exact, kind="stable")
-  shares[largest[: count - shares.sum()]] += 1
-  order = permutation(len(labels), seed=seed, stream=(stream,))
-  chosen = [
-    order[labels[order] == label][:share] for label, share in enumerate(shares)
-  ]
-  return np.sort(np.concatenate(chosen))
-
-
-def _digest(*arrays: np.ndarray) -> str:
-  digest = hashlib.sha256()
-  for array in arrays:
-    digest.update(f"{array.dtype.str}{array.shape}".encode())
-    digest.update(np.ascontiguousarray(array).data)
-  return digest.hexdigest()
+  train, test = hold_out_test((images, labels))
+  source = "scikit-learn's handwritten digits (embedded)"
+  return Splits(train, test, 10, source)

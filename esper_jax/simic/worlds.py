@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from esper_jax.data.datasets import Dataset, channel_statistics
 from esper_jax.data.pipeline import permutation
+from esper_jax.data.splits import Dataset, channel_statistics
 from esper_jax.hosts.host import Host
 from esper_jax.kasmina import blueprints, surgery
 from esper_jax.simic.hosts import FIRST, MASKS

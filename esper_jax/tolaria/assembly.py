@@ -1,6 +1,5 @@
 """From a config to the parts of a run. Nothing here trains."""
 
-import importlib
 from typing import Any, NamedTuple
 
 import jax
@@ -8,21 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from esper_jax.data import augment, datasets
-from esper_jax.data.datasets import Dataset
+from esper_jax.data import augment, datasets, splits
 from esper_jax.data.pipeline import BatchOrder
+from esper_jax.data.splits import Dataset
 from esper_jax.hosts.host import Host, from_linen
 from esper_jax.hosts.registry import make_host
-from esper_jax.kasmina import blueprints, lifecycle, surgery
+from esper_jax.kasmina import surgery
 from esper_jax.kasmina.slot import with_seeds_at
+from esper_jax.knobs import GIVEN
 from esper_jax.tamiyo.policy import Policy
 from esper_jax.tezzeret.program import Limits
 from esper_jax.tolaria import governor, learned_policy, optimizers, replaying
-from esper_jax.tolaria.growth_options import GrowthOptions
+from esper_jax.tolaria import objective as objectives
+from esper_jax.tolaria.given import NOTHING, Given, Start, check_variables
+from esper_jax.tolaria.growth_options import GrowthOptions, make_growth
 from esper_jax.tolaria.measure import EvalBatch, device_batches
 from esper_jax.tolaria.state import TrainState, init_state
 from esper_jax.tolaria.steps import StepOptions
-from esper_jax.types import InputError, SlotSpec, SlotTable
+from esper_jax.types import InputError, SlotTable
 
 MAX_EVAL_BATCH = 512
 # Neither atomics in any order nor a choice of algorithms by measured time.
@@ -64,13 +66,25 @@ class Parts(NamedTuple):
   governor: governor.Rules
   compiler_options: dict[str, Any]
   policy_error: str = ""  # why a learned policy cannot be used
+  start: Start | None = None  # the host's first variables; None: drawn
+  title: str = ""  # of a given host
 
 
-def load_data(config: ConfigDict) -> Dataset:
-  """Loads the config's data set."""
+def load_data(config: ConfigDict, given: Given = NOTHING) -> Dataset:
+  """Loads the config's data set, or divides the given data."""
   d = config.data
+  if given.splits is not None:
+    return splits.divide(
+      GIVEN,
+      given.splits,
+      validation_fraction=d.validation_fraction,
+      split_seed=d.split_seed,
+      train_limit=d.train_limit,
+    )
   return datasets.load(
     d.name,
+    source=d.source,
+    image_size=d.image_size,
     dir=d.dir,
     cache_dir=d.cache_dir,
     download=d.download,
@@ -80,25 +94,30 @@ def load_data(config: ConfigDict) -> Dataset:
   )
 
 
-def assemble(config: ConfigDict, data: Dataset) -> Parts:
+def assemble(
+  config: ConfigDict, data: Dataset, given: Given = NOTHING
+) -> Parts:
   """Builds the parts of a run.
 
   Args:
     config: validated.
     data: see `load_data`.
+    given: in place of what the config names.
 
   Raises:
     InputError: parts that do not fit each other.
   """
-  host, dtype = _host(config, data)
+  host, dtype = _host(config, data, given)
   preprocess = _preprocess(config, data, dtype)
   timetable = make_timetable(config, data)
   chain = _optimizer(config)
   example = preprocess(jnp.asarray(data.train_images[:1]), None)
   slots = slots_of(host, example)
-  growth = _growth(config, slots, chain, timetable)
+  growth = make_growth(config, slots, chain, epochs=timetable.epochs)
   growth = replaying.with_replay(config, growth)
-  policy, policy_error = learned_policy.make_policy(config, growth)
+  policy, policy_error = learned_policy.make_policy(
+    config, growth, given.policy
+  )
   parts = Parts(
     data=data,
     validation=device_batches(
@@ -116,19 +135,29 @@ def assemble(config: ConfigDict, data: Dataset) -> Parts:
       newborn_factor=lambda age: optimizers.newborn_factor(
         age, config.optimizer.newborn_warmup_steps
       ),
-      label_smoothing=config.train.label_smoothing,
+      objective=given.objective
+      or objectives.classification(
+        label_smoothing=config.train.label_smoothing
+      ),
       ema_decay=config.train.ema_decay,
     ),
     chunk=_chunk(config),
     growth=growth,
     policy=policy,
     governor=governor.Rules(
-      chance=1 / data.num_classes, **config.governor.to_dict()
+      chance=1 / data.num_classes if data.num_classes else 0.0,
+      **config.governor.to_dict(),
     ),
     compiler_options=dict(_DETERMINISTIC) if config.deterministic else {},
     policy_error=policy_error,
+    start=None
+    if given.variables is None
+    else check_variables(host, example, given.variables),
+    title=given.title,
   )
   check_readable(parts)
+  if given.host is not None or given.objective is not None:
+    check_figures(parts)
   return parts
 
 
@@ -140,6 +169,7 @@ def new_state(config: ConfigDict, parts: Parts) -> TrainState:
     parts.example,
     seed=config.seed,
     average=config.train.ema_decay > 0,
+    variables=parts.start[:2] if parts.start else None,
   )
 
 
@@ -226,6 +256,28 @@ def check_readable(parts: Parts) -> None:
   surgery.check_consumed(forward, expected)
 
 
+def check_figures(parts: Parts) -> None:
+  """Refuses a host whose outputs give no loss; nothing is computed.
+
+  Raises:
+    InputError: see `objective.check`.
+  """
+  data = parts.data
+
+  def forward(images):
+    params, collections = parts.host.init(jax.random.key(0), parts.example)
+    x = parts.steps.preprocess(images, None)
+    return parts.host.apply(params, collections, {}, x, train=False, key=None)
+
+  outputs = jax.eval_shape(forward, data.train_images[:2])[0]
+  objectives.check(
+    parts.steps.objective,
+    outputs,
+    jax.eval_shape(jnp.asarray, data.train_labels[:2]),
+    num_classes=data.num_classes,
+  )
+
+
 def host_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
   """What `hosts.registry.make_host` takes for a config, slots left out.
 
@@ -252,10 +304,12 @@ def host_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
   }
 
 
-def _host(config: ConfigDict, data: Dataset) -> tuple[Host, Any]:
+def _host(config: ConfigDict, data: Dataset, given: Given) -> tuple[Host, Any]:
   slots = config.host.slots
   arguments = host_arguments(config, data.num_classes)
   dtype = jnp.dtype(arguments.pop("dtype"))
+  if given.host is not None:
+    return given.host, dtype
   module = make_host(
     **arguments,
     slots=slots if isinstance(slots, str) else tuple(slots),
@@ -267,9 +321,17 @@ def _host(config: ConfigDict, data: Dataset) -> tuple[Host, Any]:
 def _preprocess(config: ConfigDict, data: Dataset, dtype: Any) -> Any:
   d = config.data
   ops = augment.check_ops(d.augment)
+  augment.check_fit(
+    data.train_images, ops=ops, padding=d.crop_padding, cutout=d.cutout_size
+  )
 
   def preprocess(images: jax.Array, key: jax.Array | None) -> jax.Array:
-    x = augment.normalize(images, data.mean, data.std, dtype)
+    if images.dtype == jnp.uint8:
+      x = augment.normalize(images, data.mean, data.std, dtype)
+    elif jnp.issubdtype(images.dtype, jnp.floating):
+      x = images.astype(dtype)
+    else:
+      x = images
     if key is None or not ops:
       return x
     return augment.augment(
@@ -307,86 +369,3 @@ def _chunk(config: ConfigDict) -> int:
   if config.train.chunk_steps:
     return config.train.chunk_steps
   return 1 if jax.default_backend() == "cpu" else ACCELERATOR_CHUNK
-
-
-def _growth(
-  config: ConfigDict, slots: SlotTable, chain: Any, timetable: Timetable
-) -> GrowthOptions:
-  k = config.kasmina
-  for module in config.urza.modules:
-    _import_blueprints(module)
-  names = _blueprint_names(tuple(k.blueprints), slots)
-  lanes = k.seeds_per_slot
-  fits = np.zeros((len(slots) * lanes, len(names)), bool)
-  cost = np.zeros((len(slots) * lanes, len(names)), np.float32)
-  by_form: dict[Any, dict[str, int]] = {}
-  for n, spec in enumerate(slots.values()):
-    if spec.form not in by_form:
-      by_form[spec.form] = _parameters(spec)
-    for column, name in enumerate(names):
-      if name in by_form[spec.form]:
-        rows = slice(n * lanes, (n + 1) * lanes)
-        fits[rows, column] = True
-        cost[rows, column] = by_form[spec.form][name]
-  return GrowthOptions(
-    slots=slots,
-    lanes=lanes,
-    blueprints=names,
-    fits=fits,
-    cost=cost,
-    rules=_rules(config, timetable),
-    initializer=k.initializer,
-    blend=k.blend,
-    proximal=k.proximal,
-    newborn=config.optimizer.newborn,
-    optimizer=chain,
-    seed=config.seed,
-    frequency=config.tamiyo.adaptation_frequency,
-    guesses=config.tezzeret.guesses,
-    timeout=config.tezzeret.timeout_seconds,
-    stop_on_policy_error=config.tamiyo.on_policy_error == "stop",
-  )
-
-
-def _rules(config: ConfigDict, timetable: Timetable) -> lifecycle.Rules:
-  sections = {**config.tamiyo, **config.kasmina, **config.tezzeret}
-  fields = {n: sections[n] for n in lifecycle.Rules._fields if n in sections}
-  return lifecycle.Rules(**fields, epochs=timetable.epochs)
-
-
-def _parameters(spec: SlotSpec) -> dict[str, int]:
-  """Parameters of every blueprint that fits a spec."""
-  return {
-    name: blueprints.count(
-      blueprints.abstract_init(blueprints.get(name), spec)[0]
-    )
-    for name in blueprints.fitting(spec)
-  }
-
-
-def _blueprint_names(
-  chosen: tuple[str, ...], slots: SlotTable
-) -> tuple[str, ...]:
-  for name in chosen:
-    blueprints.get(name)  # raises on an unknown one
-  fitting = {n for spec in slots.values() for n in blueprints.fitting(spec)}
-  useless = [name for name in chosen if name not in fitting]
-  if useless and slots:  # a host without slots is a plain network
-    raise InputError(
-      f"kasmina.blueprints: '{useless[0]}' fits no slot of the host; those"
-      f" that do: {', '.join(sorted(fitting))}"
-    )
-  return chosen or tuple(n for n in blueprints.names() if n in fitting)
-
-
-def _import_blueprints(module: str) -> None:
-  try:
-    importlib.import_module(module)
-  except InputError as error:
-    raise InputError(f"urza.modules: '{module}': {error}") from error
-  except (Exception, SystemExit) as error:  # a module may raise anything
-    reason = " ".join(str(error).split())
-    raise InputError(
-      f"urza.modules: '{module}' cannot be imported ({type(error).__name__}:"
-      f" {reason}); give modules on Python's path that register blueprints"
-    ) from error

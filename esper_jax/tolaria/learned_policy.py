@@ -18,13 +18,16 @@ FALLBACK = "heuristic"  # goes on where a learned policy cannot
 
 
 def make_policy(
-  config: ConfigDict, growth: GrowthOptions
+  config: ConfigDict,
+  growth: GrowthOptions,
+  given: Policy | str | None = None,
 ) -> tuple[Policy, str]:
   """Makes the policy that a config names.
 
   Args:
     config: validated.
     growth: what the run fixes about growth.
+    given: in its place, itself or the name that it was registered under.
 
   Returns:
     (the policy, why a learned one cannot be used; "" where nothing is wrong).
@@ -33,6 +36,8 @@ def make_policy(
     InputError: a setting is wrong; or the learned policy cannot be used and
       tamiyo.on_policy_error is "stop".
   """
+  if isinstance(given, Policy):
+    return given, ""
   t = config.tamiyo
   sections = {**t, **config.kasmina}
   settings = {n: sections[n] for n in Settings._fields if n in sections}
@@ -40,7 +45,7 @@ def make_policy(
     tuple(t.schedule), list(growth.slots), growth.blueprints
   )
   if t.policy != LEARNED:
-    return policies.make(t.policy, **settings), ""
+    return policies.make(given or t.policy, **settings), ""
   file, error = None, ""
   try:
     file = _load(config)

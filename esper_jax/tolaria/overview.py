@@ -35,14 +35,15 @@ def show(
   lines = {
     "data": f"{data.source}: {len(data.train_labels)} train,"
     f" {len(data.validation_labels)} validation, {len(data.test_labels)}"
-    f" test, {data.num_classes} classes",
+    f" test" + (f", {data.num_classes} classes" if data.num_classes else ""),
     "oona": f"events to {store.path / 'events.jsonl'}",
     "tamiyo": replaying.describe(config)
     if growth.replay is not None
     else f"policy {parts.policy.name}, asked every"
     f" {_count(config.tamiyo.adaptation_frequency, 'epoch')}, at most"
     f" {_count(growth.rules.max_growths, 'growth')}{_deadline(growth.rules)}",
-    "kasmina": f"{config.host.name}, {_count(parameters, 'parameter')},"
+    "kasmina": f"{parts.title or config.host.name},"
+    f" {_count(parameters, 'parameter')},"
     f" {_count(len(growth.slots), 'slot')}"
     f" ({', '.join(growth.slots) or 'none'}),"
     f" {_count(len(growth.blueprints), 'blueprint')}",

@@ -66,14 +66,19 @@ class Programs:
     self._seed = seed
     self._batch = batch_size
     train = steps.make_train_step(parts.host, parts.steps)
-    preprocess = parts.steps.preprocess
+    preprocess, objective = parts.steps.preprocess, parts.steps.objective
     self.forge.add("train", train, donate=(0, 1))
     self.forge.add("chunk", steps.make_chunk(train), donate=(0, 1))
-    self.forge.add("evaluate", steps.make_evaluate(parts.host, preprocess))
+    self.forge.add(
+      "evaluate", steps.make_evaluate(parts.host, preprocess, objective)
+    )
     self.forge.add(
       "probe",
-      steps.make_probe(parts.host, preprocess, parts.growth.slots),
+      steps.make_probe(parts.host, preprocess, parts.growth.slots, objective),
       rare=True,
+    )
+    self.forge.add(
+      "metrics", steps.make_metrics(parts.host, preprocess, objective)
     )
     self._train: Program | None = None
     self._met: set[Callable[..., Any]] = set()  # training programs used so far
@@ -206,8 +211,10 @@ class Programs:
       lambda b: program.call(*view, b.images, b.labels, b.mask), batches
     )
 
-  def final_figures(self, run: Run, *, test: bool) -> dict[str, float]:
+  def final_figures(self, run: Run, *, test: bool) -> dict[str, Any]:
     """Validation and test: the test set is read here and nowhere else.
+
+    The objective's metrics, where it has any, are {split: {name: mean}}.
 
     Args:
       run: after its last step.
@@ -215,17 +222,36 @@ class Programs:
     """
     validation, data = self._parts.validation, self._parts.data
     losses, hits = self.evaluate(run, validation)
-    figures = {
+    figures: dict[str, Any] = {
       "val_loss": float(losses.mean()),
       "val_accuracy": float(hits.mean()),
     }
+    read = {"validation": validation}
     if test:
       batches = measure.device_batches(
         data.test_images, data.test_labels, len(validation[0].mask)
       )
       _, hits = self.evaluate(run, batches)
       figures["test_accuracy"] = float(hits.mean())
+      read["test"] = batches
+    if self._parts.steps.objective.metrics:
+      figures["metrics"] = {k: self._metrics(run, b) for k, b in read.items()}
     return figures
+
+  def _metrics(
+    self, run: Run, batches: Sequence[EvalBatch]
+  ) -> dict[str, float]:
+    view = evaluation_view(run.state)
+    sums: dict[str, float] = {}
+    for batch in batches:
+      args = (*view, batch.images, batch.labels)
+      program = self.forge.program("metrics", *args)
+      run.ledger = run.ledger.charge("evaluation", int(program.flops))
+      for name, values in program.call(*args).items():
+        real = np.asarray(values)[: batch.count]  # what follows is padding
+        sums[name] = sums.get(name, 0.0) + float(real.sum(dtype=np.float64))
+    examples = sum(batch.count for batch in batches)
+    return {name: total / examples for name, total in sums.items()}
 
   def evaluate_flops(self, run: Run, batch: EvalBatch) -> float:
     """FLOPs of one evaluation batch of the present topology."""

@@ -27,6 +27,7 @@ def make(
   val_loss: float | None = None,
   val_accuracy: float | None = None,
   test_accuracy: float | None = None,
+  metrics: dict[str, dict[str, float]] | None = None,
   reason: str | None = None,
 ) -> dict[str, Any]:
   """Builds the content of result.json.
@@ -41,6 +42,8 @@ def make(
       take; a small run exceeds it, as no measurement is done on too little.
     val_loss, val_accuracy, test_accuracy: final figures, None unless the run
       completed; the validation figures then fall back on the last epoch's.
+    metrics: final figures of the objective's metrics by split, where it has
+      any; else the entry is left out.
     reason: why the run failed.
   """
   history = run.history
@@ -57,6 +60,7 @@ def make(
     "val_accuracy": val_accuracy,
     "val_accuracy_before_growth": run.before_growth,
     "test_accuracy": test_accuracy,
+    **({} if metrics is None else {"metrics": metrics}),
     "params_initial": initial_parameters,
     "params_final": count_parameters(run.state),
     **run.ledger.summary(),

@@ -46,6 +46,7 @@ def init_state(
   *,
   seed: int,
   average: bool,
+  variables: tuple[PyTree, dict[str, PyTree]] | None = None,
 ) -> TrainState:
   """A host at birth, all slots dormant.
 
@@ -55,9 +56,10 @@ def init_state(
     x: [batch, ...], an example input.
     seed: of parameters and of every later draw.
     average: whether to keep a moving average of the parameters.
+    variables: (params, collections) to start with; None draws them.
   """
   init_key, key = jax.random.split(jax.random.key(seed))
-  params, collections = jax.jit(host.init)(init_key, x)
+  params, collections = variables or jax.jit(host.init)(init_key, x)
   return TrainState(
     step=jnp.zeros((), jnp.int32),
     params=params,

@@ -21,11 +21,12 @@ from esper_jax.kasmina.slot import (
   seeds_at,
 )
 from esper_jax.kasmina.surgery import group_params, with_group_params
+from esper_jax.tolaria.objective import CLASSIFICATION, Objective
 from esper_jax.tolaria.state import TrainState
 from esper_jax.types import HOST_GROUP, PyTree, SlotSpec, SlotTable
 
-Images = jax.Array  # uint8 [examples, height, width, channels]
-Labels = jax.Array  # int32 [examples]
+Images = jax.Array  # [examples, ...], uint8 [.., height, width, channels]
+Labels = jax.Array  # int32 [examples, ...]
 
 
 class Sums(struct.PyTreeNode):
@@ -57,7 +58,7 @@ class StepOptions(NamedTuple):
     optimizer: the chain of one group: (gradients) -> descent direction.
     learning_rate: step int32 [] -> float32 [].
     newborn_factor: age int32 [] -> float32 [], warm-up of a seed's updates.
-    label_smoothing: 0 to 1.
+    objective: loss and hits.
     ema_decay: of the parameter average; unused where none is kept.
   """
 
@@ -65,7 +66,7 @@ class StepOptions(NamedTuple):
   optimizer: optax.GradientTransformation
   learning_rate: Callable[[jax.Array], jax.Array]
   newborn_factor: Callable[[jax.Array], jax.Array]
-  label_smoothing: float = 0.0
+  objective: Objective = CLASSIFICATION
   ema_decay: float = 0.0
 
 
@@ -84,8 +85,8 @@ def empty_sums(state: TrainState) -> Sums:
 def make_loss(host: Host, options: StepOptions) -> Callable[..., Any]:
   """Builds the loss of a batch, to be differentiated by its first argument.
 
-  (group -> parameters, collections, seeds, x [batch, ...], labels int32
-  [batch], key) -> (mean loss, (collections, seeds, hits float32 [])).
+  (group -> parameters, collections, seeds, x [batch, ...], labels
+  [batch, ...], key) -> (mean loss, (collections, seeds, hits float32 [])).
   """
 
   def loss_fn(groups, collections, seeds, x, labels, key):
@@ -93,11 +94,8 @@ def make_loss(host: Host, options: StepOptions) -> Callable[..., Any]:
     logits, collections, seeds = host.apply(
       groups[HOST_GROUP], collections, seeds, x, train=True, key=key
     )
-    target = optax.smooth_labels(
-      jax.nn.one_hot(labels, logits.shape[-1]), options.label_smoothing
-    )
-    losses = optax.softmax_cross_entropy(logits, target)
-    hits = (logits.argmax(-1) == labels).sum(dtype=jnp.float32)
+    losses = options.objective.train_loss(logits, labels)
+    hits = options.objective.hits(logits, labels).sum(dtype=jnp.float32)
     return losses.mean(), (collections, seeds, hits)
 
   return loss_fn
@@ -232,12 +230,14 @@ def make_chunk(step: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make_evaluate(
-  host: Host, preprocess: Callable[[jax.Array, jax.Array | None], jax.Array]
+  host: Host,
+  preprocess: Callable[[jax.Array, jax.Array | None], jax.Array],
+  objective: Objective = CLASSIFICATION,
 ) -> Callable[..., Any]:
   """Builds the evaluation program.
 
   It is also the ablation's: the caller changes the leaves of the seeds.
-  (params, collections, seeds, images [batch, ...], labels [batch], mask
+  (params, collections, seeds, images [batch, ...], labels [batch, ...], mask
   float32 [batch]) -> (losses float32 [batch], hits float32 [batch]), both 0
   where the mask is 0.
   """
@@ -247,18 +247,42 @@ def make_evaluate(
     logits, _, _ = host.apply(
       params, collections, seeds, x, train=False, key=None
     )
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    hits = (logits.argmax(-1) == labels).astype(jnp.float32)
+    losses = objective.loss(logits, labels)
+    hits = objective.hits(logits, labels).astype(jnp.float32)
     return jnp.where(mask > 0, losses, 0.0), hits * mask
 
   return evaluate
+
+
+def make_metrics(
+  host: Host,
+  preprocess: Callable[[jax.Array, jax.Array | None], jax.Array],
+  objective: Objective,
+) -> Callable[..., Any]:
+  """Builds what reads an objective's metrics.
+
+  (params, collections, seeds, images and labels [batch, ...]) -> {name:
+  float32 [batch]}.
+  """
+
+  def read(params, collections, seeds, images, labels):
+    x = preprocess(images, None)
+    outputs, _, _ = host.apply(
+      params, collections, seeds, x, train=False, key=None
+    )
+    return {
+      name: metric(outputs, labels).astype(jnp.float32)
+      for name, metric in objective.metrics.items()
+    }
+
+  return read
 
 
 class Probed(NamedTuple):
   """What the probe finds.
 
   Attributes:
-    signals: slot path -> (activation, cotangent of the mean cross-entropy),
+    signals: slot path -> (activation, cotangent of the mean loss),
       float32 [batch, *shape] both.
     supply: slot path -> float32 [], what a first step of the parameters that
       are already there would take off the loss, per learning rate: the sum of
@@ -275,10 +299,11 @@ def make_probe(
   host: Host,
   preprocess: Callable[[jax.Array, jax.Array | None], jax.Array],
   slots: SlotTable,
+  objective: Objective = CLASSIFICATION,
 ) -> Callable[..., Any]:
   """Builds the probe: what every slot carries and feels on one batch.
 
-  (params, collections, seeds, images [batch, ...], labels [batch]) -> Probed.
+  (params, collections, seeds, images and labels [batch, ...]) -> Probed.
   Batch statistics are those of the batch and are not updated; nothing is
   augmented; a host with dropout drops the same units each time.
   """
@@ -301,8 +326,7 @@ def make_probe(
 
     def loss_fn(groups, offsets):
       logits, outputs = forward(groups, offsets)
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      return losses.mean(), outputs
+      return objective.loss(logits, labels).mean(), outputs
 
     groups = group_params(params, seeds)
     (gradients, cotangents), activations = jax.grad(

@@ -42,23 +42,26 @@ class Store:
     outcomes: of plantings beyond the checkpoint, see `planting.Outcomes`.
   """
 
-  def __init__(self, path: str | Path, config: ConfigDict, *, data_sha256: str):
+  def __init__(self, path: str | Path, config: ConfigDict, parts: Parts):
     """Takes the directory for this config and this data.
 
     Args:
       path: the run directory.
       config: of the run.
-      data_sha256: see `data.datasets.Dataset`.
+      parts: of the run: its data and its first variables.
 
     Raises:
-      InputError: it holds another config or a run on other data, is in use,
-        or cannot be written.
+      InputError: it holds another config, a run on other data or from other
+        variables, is in use, or cannot be written.
     """
     self.hash = config_lib.config_hash(config)
+    data_sha256 = parts.data.sha256
+    start_sha256 = parts.start.sha256 if parts.start else ""
 
     def check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
       config_lib.check_same(old, new, workdir=self.path)
       _check_data(self._work, data_sha256)
+      _check_start(self._work, start_sha256)
       _check_hash(self._work, self.hash)
 
     with contextlib.ExitStack() as stack:
@@ -70,6 +73,7 @@ class Store:
           "config": config.to_dict(),
           "config_hash": self.hash,
           "data_sha256": data_sha256,
+          "start_sha256": start_sha256,
           **environment(),
         },
         check=check,
@@ -199,8 +203,18 @@ def _check_data(work: Workdir, data_sha256: str) -> None:
   if before != data_sha256:
     raise InputError(
       f"--workdir={work.path} holds a run on other data: its SHA-256 is"
-      f" {before} there and {data_sha256} here. Give the data of that run with"
-      " --config.data.dir, or choose another --workdir"
+      f" {before} there and {data_sha256} here. Give the data of that run"
+      " (--config.data.dir, --config.data.source), or choose another --workdir"
+    )
+
+
+def _check_start(work: Workdir, start_sha256: str) -> None:
+  """Refuses to go on where a run started from other variables."""
+  document = workdir.read_json(work.config) or {}
+  if document.get("start_sha256", "") != start_sha256:
+    raise InputError(
+      f"--workdir={work.path} holds a run that started from other variables;"
+      " give those (none, where it had none), or choose another directory"
     )
 
 

@@ -31,6 +31,7 @@ from esper_jax.tolaria import (
 )
 from esper_jax.tolaria.display import Display, Silent, TrainingMetrics
 from esper_jax.tolaria.faults import FaultFound
+from esper_jax.tolaria.given import NOTHING, Given
 from esper_jax.tolaria.growth import Growth
 from esper_jax.tolaria.kernels import Kernels
 from esper_jax.tolaria.logbook import Logbook
@@ -78,17 +79,18 @@ class Trainer:
     callbacks: Sequence[Callback] = (),
     stopping: Stopping | None = None,
     kernels: Kernels | None = None,
+    given: Given = NOTHING,
   ):
     """Loads the data, takes the directory, and resumes what is in it.
 
     Args:
-      config: see configs/base.py.
+      config: see esper_jax/defaults.py.
       workdir: the run directory; created where it is missing.
       display: what shows the run; None shows nothing.
       callbacks: see the attribute.
-      stopping: what says that the run shall stop; one that listens to signals
-        already, or None for the trainer's own.
+      stopping: says when to stop; may listen to signals. None: one of its own.
       kernels: what may run in place of references; None: as the config says.
+      given: in place of what the config names.
 
     Raises:
       InputError: the config, the data or the directory is not usable.
@@ -107,10 +109,12 @@ class Trainer:
     )
     disk.enable(self.config.tezzeret.cache_dir)
     self._kernels = kernels or Kernels.of(self.config)
-    self.parts = assembly.assemble(self.config, assembly.load_data(self.config))
+    data = assembly.load_data(self.config, given)
+    self.parts = assembly.assemble(self.config, data, given)
+    batch = self.config.data.batch_size
     self._programs = Programs(
       self.parts,
-      batch_size=self.config.data.batch_size,
+      batch_size=batch,
       probe_examples=self.config.tamiyo.probe_examples,
       seed=self.config.seed,
       limits=assembly.compile_limits(self.config),
@@ -128,13 +132,9 @@ class Trainer:
     state = assembly.new_state(self.config, self.parts)
     self._initial_parameters = count_parameters(state)
     self._fresh = recovery.new_run(self.parts, state, seed=self.config.seed)
-    sha256 = self.parts.data.sha256
-    self._store = Store(workdir, self.config, data_sha256=sha256)
+    self._store = Store(workdir, self.config, self.parts)
     self._logbook = Logbook(
-      self._store,
-      self._display,
-      self.parts,
-      batch_size=self.config.data.batch_size,
+      self._store, self._display, self.parts, batch_size=batch
     )
     with contextlib.ExitStack() as stack:
       stack.callback(self._store.close)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import main
 from esper_jax.command_line import EXAMPLES
@@ -25,12 +26,17 @@ SMALL = (
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
-  """A folder to work in: the configs, and CIFAR-10 at its real size.
+  """A folder to work in: the configs, images, and CIFAR-10 at its real size.
 
   One random file stands under all six names.
   """
   place = tmp_path_factory.mktemp("place")
   (place / "configs").symlink_to(ROOT / "configs")
+  rng = np.random.default_rng(1)
+  for n in range(400):
+    image = place / "data" / "images" / f"class{n % 10}" / f"{n}.png"
+    image.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(rng.integers(0, 256, (9, 9), np.uint8)).save(image)
   data = place / "data" / "cifar-10-batches-bin"
   data.mkdir(parents=True)
   records = np.random.default_rng(0).integers(0, 256, (10_000, 3073), np.uint8)
@@ -58,6 +64,7 @@ def run(place, monkeypatch, capsys):
 def smoke(example: str) -> list[str]:
   """An example made short; what it would download is there already."""
   arguments = example.replace(".py", ".py:smoke").split()
+  arguments.append("--config.data.cache_dir=cache")
   if "cifar" in example and "--config.data.dir" not in example:
     arguments.append("--config.data.dir=data/cifar-10-batches-bin")
   return arguments

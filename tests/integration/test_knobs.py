@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from PIL import Image
 
 from configs import digits
 from esper_jax import config as config_lib
@@ -106,6 +107,12 @@ NO_CIFAR = {
   "data.name": "cifar10",
   "data.download": False,
   "data.cache_dir": "nowhere/cache",
+}
+
+OWN_IMAGES = {
+  "data.source": "folder:images",
+  "data.cache_dir": "cache",
+  "data.train_limit": 0,
 }
 
 Probe = Callable[[ConfigDict], Any]
@@ -254,6 +261,17 @@ def data(config: ConfigDict) -> Any:
     return str(error)
   names = ("train_images", "validation_images", "test_images")
   return [hashlib.sha256(getattr(d, name)).hexdigest() for name in names]
+
+
+def own_images(config: ConfigDict) -> Any:
+  """The splits, where the folder "images" has 10 in each of two classes."""
+  for n in range(20):
+    path = Path("images", "ab"[n % 2], f"{n}.png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.full((8, 8), 10 * n, np.uint8)
+    pixels[:4] = 0
+    Image.fromarray(pixels).save(path)
+  return data(config)
 
 
 def timing_dependent(config: ConfigDict) -> Any:
@@ -427,6 +445,10 @@ CASES: dict[str, Case] = {
   "host.inner_widths": Case((0, 1, 0), network, RESNET),
   "host.slots": Case(("slot2",), slots, {"host.depth": 2}),
   "data.name": Case("cifar100", data, NO_CIFAR),
+  "data.source": Case(
+    "folder:images", own_images, OWN_IMAGES | {"data.source": ""}
+  ),
+  "data.image_size": Case(4, own_images, OWN_IMAGES),
   "data.dir": Case("elsewhere", data),
   "data.cache_dir": Case("elsewhere", data, NO_CIFAR),
   # A folder that cannot be: a download would begin by making it.

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from esper_jax.data.datasets import Dataset
+from esper_jax.data.splits import Dataset
 from esper_jax.kasmina import blueprints
 from esper_jax.tolaria import assembly, overview
 from esper_jax.types import InputError

@@ -58,7 +58,6 @@ def step():
     optimizer=optimizer,
     learning_rate=lambda n: jnp.float32(0.1),
     newborn_factor=lambda age: jnp.float32(1),
-    label_smoothing=0.0,
     ema_decay=0.0,
   )
   train = steps.make_train_step(host, options)

@@ -33,6 +33,7 @@ from esper_jax.tezzeret.forge import Forge
 from esper_jax.tezzeret.lowering import abstract
 from esper_jax.tolaria import steps
 from esper_jax.tolaria.accounting import flops
+from esper_jax.tolaria.objective import classification
 from esper_jax.tolaria.optimizers import make_optimizer, newborn_factor
 from esper_jax.tolaria.state import TrainState
 from esper_jax.types import SlotTable
@@ -490,7 +491,7 @@ def by_hand(params, x, labels, smoothing=0.0):
 def test_a_step_descends_by_rate_and_adds_up():
   changes = {
     "learning_rate": lambda step: 0.1 / (1 + step.astype(jnp.float32)),
-    "label_smoothing": 0.2,
+    "objective": classification(label_smoothing=0.2),
     "ema_decay": 0.75,
   }
   step = jax.jit(

@@ -1,0 +1,153 @@
+"""`esper_jax.grow`: what it takes, refuses, resumes and gives back."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from esper_jax import InputError, Slot, api, grow
+from esper_jax.kasmina import blueprints as kasmina
+from esper_jax.tamiyo import policy as policies
+
+
+class Net(nn.Module):
+  """One hidden layer and a slot."""
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    return nn.Dense(3)(Slot(name="middle")(nn.Dense(4)(x), train=train))
+
+
+class Plain(nn.Module):
+  """Takes no `train`."""
+
+  @nn.compact
+  def __call__(self, x):
+    return nn.Dense(3)(x)
+
+
+X = np.random.default_rng(0).normal(size=(60, 5)).astype(np.float32)
+Y = np.arange(60) % 3
+CONFIG = {"train.epochs": 2, "data.batch_size": 8, "tamiyo.policy": "never"}
+QUIET = {"config": CONFIG, "verbosity": 0}
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+
+
+def init(key, spec):
+  return {"w": jax.random.normal(key, (spec.channels,))}, {}
+
+
+def apply(params, state, x, *, train, key):
+  return x * params["w"].astype(x.dtype).reshape(1, -1), state
+
+
+SCALE = kasmina.Blueprint("api_scale", init, apply, ("features",), ("w",))
+
+
+def test_a_run_and_its_resumption(capsys):
+  stops = [lambda trainer, metrics: trainer.stop()]
+  first = grow(Net(), (X, Y), **QUIET, callbacks=stops)
+  assert first.result["status"] == "interrupted"
+  assert first.workdir.parts[0] == "runs"
+  assert first.workdir.name.startswith("net-")
+  again = grow(Net(), (X, Y), config=CONFIG, workdir=first.workdir)
+  assert again.result["status"] == "completed"
+  out = capsys.readouterr().out
+  assert "given 5 float32 examples of 3 classes; 20% of it" in out
+  assert "Net, 39 parameters, 1 slot (middle)" in out
+  shown = grow(Net(), (X, Y), **QUIET, workdir=first.workdir)
+  assert shown.result == again.result
+  logits = Net().apply(again.variables, X)
+  np.testing.assert_allclose(shown.predict(X), logits, rtol=1e-5, atol=1e-6)
+  assert repr(shown) == f"Grown(workdir={first.workdir!r})"
+  with pytest.raises(InputError, match="run on other data"):
+    grow(Net(), (X + 1, Y), **QUIET, workdir=first.workdir)
+
+
+REFUSED = [
+  ((Net, (X, Y)), {}, "the model is Net; give an instance of a Flax Linen"),
+  (("resnet8", (X, Y)), {}, "the model is str; give an instance"),
+  ((Plain(), (X, Y)), {}, "Plain.__call__ takes no 'train'; write def"),
+  ((Net(), "cifar"), {}, "data is 'cifar'; give arrays, 'folder:PATH', or one"),
+  ((Net(), "folder:no"), {}, "data.source: 'no' is no folder"),
+  ((Net(), (X, Y)), {"config": {"train.epoch": 1}}, "nearest is --config.trai"),
+  ((Net(), (X, Y)), {"config": {"train.epochs": 0}}, "must be an integer of a"),
+  (
+    (Net(), (X, Y)),
+    {"config": {"host.width": 3}},
+    "config['host.width'] is fo",
+  ),
+  ((Net(), (X, Y)), {"config": {"data.source": "folder:x"}}, "argument data"),
+  ((Net(), (X, Y)), {"config": CONFIG, "policy": "random"}, "argument policy"),
+  ((Net(), (X, Y)), {"policy": "randon"}, "the nearest is random"),
+  ((Net(), (X, Y)), {"blueprints": ["dens"]}, "'dens' is not registered"),
+  ((Net(), (X, Y)), {"variables": {}}, "variables do not fit the model: miss"),
+  (
+    (Net(), (X, Y + 1)),
+    {},
+    "the model gives float32[2, 3] for labels int32[2]",
+  ),
+  (
+    (Net(), (X, Y)),
+    {"loss": lambda o, y: o[:, 0], "config": {"train.label_smoothing": 0.1}},
+    "it is for the loss that is built in",
+  ),
+  ((Net(), (X, Y)), {"metrics": {"m": lambda o, y: o}}, "metrics['m'] gives"),
+]
+
+
+@pytest.mark.parametrize(("args", "options", "says"), REFUSED)
+def test_bad_input_starts_nothing(args, options, says, tmp_path):
+  with pytest.raises(InputError) as caught:
+    grow(*args, **options)
+  assert says in str(caught.value)
+  assert "\n" not in str(caught.value)
+  runs = tmp_path / "runs"
+  assert not runs.exists() or list(runs.iterdir()) == []
+
+
+def test_a_number_has_one_form_in_a_config():
+  whole = api.make_config({"optimizer.learning_rate": 1, "host.slots": "a,b"})
+  assert isinstance(whole, ConfigDict)
+  assert type(whole.optimizer.learning_rate) is float
+  assert whole.host.slots == ("a", "b")
+  assert api.make_config({"seed": 3}).seed == 3
+
+
+def test_blueprints_of_ones_own_are_registered_once_and_replaced():
+  try:
+    assert api._named(SCALE) == ("api_scale",)
+    assert api._named([SCALE, "dense"]) == ("api_scale", "dense")
+    other = SCALE._replace(apply=lambda *a, **k: apply(*a, **k))
+    api._named([other])
+    assert kasmina.get("api_scale") is other
+    assert api._named("dense") == ("dense",)
+  finally:
+    kasmina.unregister("api_scale")
+  with pytest.raises(InputError, match="'dense' is already registered"):
+    api._named([SCALE._replace(name="dense")])
+
+
+def test_policies_of_ones_own_are_given():
+  for policy, expected in (
+    ("random", ("random", None)),
+    (policies.never("mine"), ("given", "mine")),
+  ):
+    changes, given = {}, {}
+    api._take_policy(policy, changes, given)
+    name = getattr(given.get("policy"), "name", None)
+    assert (changes["tamiyo.policy"], name) == expected
+
+
+def test_fresh_directories_are_never_shared(tmp_path):
+  first = api._fresh(tmp_path / "a" / "run")
+  second = api._fresh(tmp_path / "a" / "run")
+  assert [p.name for p in (first, second)] == ["run", "run-2"]
+  (tmp_path / "file").write_text("")
+  with pytest.raises(InputError, match="cannot write .*; give a workdir"):
+    api._fresh(tmp_path / "file" / "run")

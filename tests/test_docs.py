@@ -1,0 +1,71 @@
+"""What the documents show runs, block after block, as it stands there."""
+
+import re
+import runpy
+from pathlib import Path
+
+import numpy as np
+
+from esper_jax.kasmina import blueprints
+from esper_jax.types import SlotSpec, Stage
+
+ROOT = Path(__file__).parents[1]
+
+
+def blocks(name: str) -> list[tuple[int, str]]:
+  """(line, source) of each Python block of a document."""
+  text = (ROOT / name).read_text()
+  found = re.finditer(r"^```python\n(.*?)^```$", text, re.M | re.S)
+  return [(text[: m.start()].count("\n") + 2, m[1]) for m in found]
+
+
+def run(name: str) -> dict:
+  """Runs a document's blocks in one namespace, as a reader would."""
+  names: dict = {"__name__": "document"}
+  for line, source in blocks(name):
+    padded = "\n" * (line - 1) + source  # or a traceback shows another line
+    exec(compile(padded, ROOT / name, "exec"), names)
+  return names
+
+
+def test_own_model(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  names = run("docs/own_model.md")
+  out = capsys.readouterr().out
+  grown = names["grown"].result
+  assert (grown["status"], grown["germinated"]) == ("completed", 1)
+  assert f"{grown['test_accuracy']} " in out
+  assert names["grown"].workdir.parent == Path("runs")
+  np.testing.assert_allclose(names["logits"], names["same"], atol=1e-5)
+  assert "do not fit the model: missing: params/Dense_1/bias" in out
+  stopped = names["stopped"].result
+  assert stopped["status"] == "interrupted"
+  assert stopped["epochs"] < 50
+  assert {e["type"] for e in names["seen"]} >= {"checkpoint", "interrupted"}
+  assert "8x8 gray images in shapes (bright, dark)" in out
+  assert set(names["fit"].result["metrics"]) == {"validation", "test"}
+  for own in ("scale", "branch"):
+    blueprints.check_blueprint(
+      names[own], SlotSpec("slot", (8,), "float32", "features")
+    )
+
+
+def test_readme(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  ((line, source),) = blocks("README.md")
+  shorter = source.replace('"train.epochs": 20', '"train.epochs": 1')
+  assert shorter != source, f"README.md:{line}"
+  names: dict = {"__name__": "document"}
+  exec(shorter, names)
+  assert names["grown"].result["status"] == "completed"
+  assert names["grown"].result["slots"].keys() == {"middle"}
+
+
+def test_own_loop():
+  names = runpy.run_path(str(ROOT / "examples" / "own_loop.py"))
+  stages, state = names["main"]()
+  assert stages[1] == Stage.TRAINING
+  assert stages[-1] in (Stage.FOSSILIZED, Stage.EMBARGOED)
+  kept = stages[-1] == Stage.FOSSILIZED
+  assert bool(state.seeds) == kept
+  assert set(state.optimizer) == set(state.age)
