@@ -17,11 +17,15 @@ STAGES = {
   "resnet34": 4,
   "resnet56": 3,
   "mlp": 0,
+  "gpt": 0,
 }
 # Data set -> side of its square images, pixels.
 PIXELS = {"cifar10": 32, "cifar100": 32, "digits": 8}
+TEXTS = ("as_you_like_it",)  # data sets that are texts
+TEXT = "text:"  # and a path: a source of data
+SEQUENCE_HOSTS = ("gpt",)  # those that take texts, and nothing else
 HOSTS = tuple(STAGES)
-DATASETS = tuple(PIXELS)
+DATASETS = (*PIXELS, *TEXTS)
 
 
 class Knob(NamedTuple):
@@ -104,6 +108,7 @@ KNOBS: dict[str, Knob] = {
   "host.name": _choice(*HOSTS),
   "host.width": _COUNT,
   "host.depth": _POSITIVE,
+  "host.heads": _POSITIVE,
   "host.norm": _choice("batch", "group"),
   "host.inner_widths": Knob(
     lambda v: isinstance(v, tuple) and all(map(_COUNT.accepts, v)),
@@ -114,6 +119,13 @@ KNOBS: dict[str, Knob] = {
     "all, or slot names separated by commas",
   ),
   "data.name": _choice(*DATASETS),
+  "data.source": Knob(
+    lambda v: (
+      isinstance(v, str) and (v == "" or (v.startswith(TEXT) and v != TEXT))
+    ),
+    "text:PATH, or empty for --config.data.name",
+  ),
+  "data.context": _POSITIVE,
   "data.dir": _TEXT,
   "data.cache_dir": _TEXT,
   "data.download": _SWITCH,

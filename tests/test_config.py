@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 from esper_jax import config as config_lib
-from esper_jax import hosts
-from esper_jax.data import augment, datasets
+from esper_jax import hosts, knobs
+from esper_jax.data import augment, datasets, text
 from esper_jax.hosts.norms import NORMS
 from esper_jax.kasmina import initializers, records, slot, surgery
 from esper_jax.knobs import KNOBS
@@ -88,6 +88,7 @@ def test_words_that_a_config_may_use_are_those_of_the_packages():
   }.items():
     assert set(KNOBS[key].choices) == set(words), key
   config_lib.check_value("data.augment", augment.OPS)
+  assert set(knobs.TEXTS) == set(text.SHIPPED)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -119,6 +120,9 @@ OUTSIDE = {
   "host.width": [-1],
   "host.inner_widths": [(-1, 0, 0, 0), (1.5, 0, 0, 0), "0,1"],
   "host.slots": [3, ("a", 1)],
+  "host.heads": [0],
+  "data.source": [None, "text:", "mine.txt"],
+  "data.context": [0],
   "data.dir": [None],
   "data.download": ["yes"],
   "data.batch_size": [0, 1.5],
@@ -241,6 +245,21 @@ def test_section_is_no_key():
       | {"data__cutout_size": 9},
       "must be at most 8, the side of a digits image",
     ),
+    ({"data__name": "as_you_like_it"}, "reads no text; give one of gpt"),
+    (
+      {"host__name": "gpt"},
+      "reads text; give --config.data.source=text:PATH, or"
+      " --config.data.name=as_you_like_it",
+    ),
+    (
+      {"data__source": "text:a.txt", "host__name": "gpt"}
+      | {"data__augment": "crop"},
+      "is for images; a text takes none",
+    ),
+    (
+      {"data__source": "text:a.txt", "data__dir": "x", "host__name": "gpt"},
+      "--config.data.source=text:a.txt takes its place",
+    ),
     ({"data__train_limit": 31}, "must be at most --config.data.train_limit=31"),
     (
       {"optimizer__warmup_epochs": 101.0},
@@ -260,6 +279,11 @@ def test_section_is_no_key():
 )
 def test_what_must_hold_between_keys(changes, says):
   assert says in refusal(**changes)
+
+
+def test_a_text_goes_with_a_host_that_reads_it():
+  config_lib.validate(edited(host__name="gpt", data__name="as_you_like_it"))
+  config_lib.validate(edited(host__name="gpt", data__source="text:a.txt"))
 
 
 def test_knobs_that_are_off_are_not_compared():

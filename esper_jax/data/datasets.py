@@ -1,7 +1,8 @@
 """Data sets as arrays in memory, split into train, validation and test.
 
 CIFAR-10 and CIFAR-100 come from a folder or a download; "digits" is the 8x8
-handwritten digits that scikit-learn carries (real data, no download).
+handwritten digits that scikit-learn carries (real data, no download);
+"as_you_like_it" is a play that comes with the package, see `data.text`.
 """
 
 import dataclasses
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from esper_jax.data import cifar
+from esper_jax.data import cifar, text
 from esper_jax.data.cifar import Split
 from esper_jax.data.download import Report, obtain
 from esper_jax.data.pipeline import permutation
@@ -29,14 +30,16 @@ class Dataset:
 
   Attributes:
     name: as in the config, e.g. "cifar10".
-    train_images: uint8 [train, height, width, channels].
-    train_labels: int32 [train].
+    train_images: uint8 [train, height, width, channels]; of a text, tokens
+      int32 [train, context].
+    train_labels: int32 [train]; of a text, the next tokens int32 [train,
+      context].
     validation_images: as train_images; held out of the official training set.
-    validation_labels: int32 [validation].
+    validation_labels: as train_labels.
     test_images: as train_images; the official test set.
-    test_labels: int32 [test].
+    test_labels: as train_labels.
     num_classes: labels are 0..num_classes-1.
-    mean: per channel over train_images, in units of 255.
+    mean: per channel over train_images, in units of 255; of images only.
     std: as mean.
     sha256: of the decoded arrays before any split, hexadecimal: the same for
       the same data in whatever layout it came.
@@ -57,12 +60,14 @@ class Dataset:
   source: str
 
 
-NAMES = (*cifar.FORMATS, "digits")
+NAMES = (*cifar.FORMATS, "digits", *text.SHIPPED)
 
 
 def load(
   name: str,
   *,
+  source: str = "",
+  context: int = 64,
   dir: str = "",
   cache_dir: str = "",
   download: bool = True,
@@ -75,13 +80,17 @@ def load(
 
   Args:
     name: one of `NAMES`.
+    source: "text:PATH" in place of the name, see `data.text`.
+    context: characters of a text that are seen at once, at least 1.
     dir: folder with the data, or its parent; "" means the cache.
     cache_dir: where downloads are kept; "" means ~/.cache/esper_jax.
     download: whether to download what is in neither.
     validation_fraction: share of the official training set, above 0 and below
-      1; stratified by class.
-    split_seed: draws the validation split and the `train_limit` examples.
-    train_limit: number of training examples kept, stratified; 0 keeps all.
+      1; stratified by class. Of a text: a stretch of its own.
+    split_seed: draws the validation split and the `train_limit` examples; of a
+      text nothing is drawn.
+    train_limit: number of training examples kept, stratified; 0 keeps all. Of
+      a text: the first ones.
     report: called with a line of text as a download goes on.
 
   Returns:
@@ -91,6 +100,12 @@ def load(
     InputError: if an argument is out of range, or the data is absent, damaged
       or not what its name says.
   """
+  if source or name in text.SHIPPED:
+    place = _text_path(source) if source else text.shipped(name)
+    parts = text.read(
+      place, context=context, validation_fraction=validation_fraction
+    )
+    return _text_dataset(place.stem, parts, train_limit)
   if name == "digits":
     train, test, num_classes = _load_digits(dir)
     source = "scikit-learn's handwritten digits (embedded)"
@@ -129,6 +144,34 @@ def load(
     std=std,
     sha256=_digest(*train, *test),
     source=source,
+  )
+
+
+def _text_path(source: str) -> Path:
+  kind, _, path = source.partition(":")
+  if kind != "text" or not path:
+    raise InputError(
+      f"data.source is '{source}'; valid are text:PATH, and empty for"
+      " data.name: set --config.data.source"
+    )
+  return Path(path).expanduser()
+
+
+def _text_dataset(name: str, parts: text.Text, train_limit: int) -> Dataset:
+  whole = (parts.train, parts.validation, parts.test)
+  kept = _check_limit(len(parts.train[0]), train_limit)
+  letters = np.frombuffer(parts.vocabulary.encode("utf-32-le"), np.uint32)
+  return Dataset(
+    name,
+    parts.train[0][:kept],
+    parts.train[1][:kept],
+    *parts.validation,
+    *parts.test,
+    num_classes=len(parts.vocabulary),
+    mean=(),
+    std=(),
+    sha256=_digest(*(array for split in whole for array in split), letters),
+    source=parts.source,
   )
 
 
@@ -213,13 +256,17 @@ def _hold_out(
 
 
 def _limit(labels: np.ndarray, limit: int, seed: int) -> np.ndarray:
-  n = len(labels)
+  return _stratified(labels, _check_limit(len(labels), limit), seed, _LIMIT)
+
+
+def _check_limit(n: int, limit: int) -> int:
+  """How many of n training examples are kept."""
   if not 0 <= limit <= n:
     raise InputError(
       f"data.train_limit is {limit}; valid is 0 (all) to {n}, the training"
       " examples that validation leaves: set --config.data.train_limit"
     )
-  return _stratified(labels, limit or n, seed, _LIMIT)
+  return limit or n
 
 
 def _stratified(

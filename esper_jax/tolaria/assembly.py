@@ -72,6 +72,8 @@ def load_data(config: ConfigDict) -> Dataset:
   d = config.data
   return datasets.load(
     d.name,
+    source=d.source,
+    context=d.context,
     dir=d.dir,
     cache_dir=d.cache_dir,
     download=d.download,
@@ -239,6 +241,8 @@ def _host(config: ConfigDict, data: Dataset) -> tuple[Host, Any]:
     num_classes=data.num_classes,
     width=h.width,
     depth=h.depth,
+    heads=h.heads,
+    context=config.data.context,
     norm=h.norm,
     inner_widths=tuple(h.inner_widths),
     slots=h.slots if isinstance(h.slots, str) else tuple(h.slots),
@@ -252,6 +256,8 @@ def _preprocess(config: ConfigDict, data: Dataset, dtype: Any) -> Any:
   ops = augment.check_ops(d.augment)
 
   def preprocess(images: jax.Array, key: jax.Array | None) -> jax.Array:
+    if images.dtype != jnp.uint8:  # tokens
+      return images
     x = augment.normalize(images, data.mean, data.std, dtype)
     if key is None or not ops:
       return x

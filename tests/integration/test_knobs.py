@@ -108,6 +108,8 @@ NO_CIFAR = {
   "data.cache_dir": "nowhere/cache",
 }
 
+GPT = {"host.name": "gpt", "data.name": "as_you_like_it"}
+
 Probe = Callable[[ConfigDict], Any]
 
 
@@ -309,6 +311,19 @@ def network(config: ConfigDict) -> Any:
   return str(jax.eval_shape(lambda: p.host.init(key, p.example)))
 
 
+def operations(config: ConfigDict) -> Any:
+  """What the dormant host computes."""
+  p = parts(config)
+
+  def forward():
+    params, collections = p.host.init(jax.random.key(0), p.example)
+    return p.host.apply(
+      params, collections, {}, p.example, train=False, key=None
+    )[0]
+
+  return str(jax.make_jaxpr(forward)())
+
+
 def slots(config: ConfigDict) -> Any:
   return list(parts(config).growth.slots.items())
 
@@ -423,10 +438,13 @@ CASES: dict[str, Case] = {
   "host.name": Case("resnet8", network, {"kasmina.blueprints": ()}),
   "host.width": Case(12, network),
   "host.depth": Case(2, network),
+  "host.heads": Case(2, operations, GPT),
   "host.norm": Case("group", network, RESNET),
   "host.inner_widths": Case((0, 1, 0), network, RESNET),
   "host.slots": Case(("slot2",), slots, {"host.depth": 2}),
   "data.name": Case("cifar100", data, NO_CIFAR),
+  "data.source": Case(f"text:{__file__}", data, GPT),
+  "data.context": Case(32, data, GPT),
   "data.dir": Case("elsewhere", data),
   "data.cache_dir": Case("elsewhere", data, NO_CIFAR),
   # A folder that cannot be: a download would begin by making it.
