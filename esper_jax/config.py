@@ -10,6 +10,7 @@ import contextlib
 import copy
 import hashlib
 import json
+import math
 import os
 import re
 import traceback
@@ -19,16 +20,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from esper_jax.knobs import (
-  KNOBS,
-  PIXELS,
-  SEQUENCE_HOSTS,
-  STAGES,
-  TEXT,
-  TEXTS,
-  are_names,
-  nearest,
-)
+from esper_jax.knobs import KNOBS, PIXELS, STAGES, are_names, nearest
 from esper_jax.oona import growth_log
 from esper_jax.types import InputError
 
@@ -182,29 +174,12 @@ def _check_together(flat: Mapping[str, Any]) -> None:
     " many, or --config.host.inner_widths='()'",
   )
   name, source = flat["data.name"], flat["data.source"]
-  is_text = source.startswith(TEXT) if source else name in TEXTS
   require(
     not source or not flat["data.dir"],
     "data.dir",
     f"--config.data.source={source} takes its place; give one of the two",
   )
-  require(
-    is_text or host not in SEQUENCE_HOSTS,
-    "host.name",
-    "reads text; give --config.data.source=text:PATH, or"
-    f" --config.data.name={TEXTS[0]}",
-  )
-  require(
-    not is_text or host in SEQUENCE_HOSTS,
-    "host.name",
-    f"reads no text; give one of {', '.join(SEQUENCE_HOSTS)}",
-  )
-  require(
-    not is_text or not flat["data.augment"],
-    "data.augment",
-    "is for images; a text takes none",
-  )
-  pixels = 0 if is_text else PIXELS[name]
+  pixels = math.inf if source else PIXELS.get(name, math.inf)
   for op, key in (
     ("crop", "data.crop_padding"),
     ("cutout", "data.cutout_size"),

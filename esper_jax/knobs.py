@@ -23,7 +23,6 @@ STAGES = {
 PIXELS = {"cifar10": 32, "cifar100": 32, "digits": 8}
 TEXTS = ("as_you_like_it",)  # data sets that are texts
 TEXT = "text:"  # and a path: a source of data
-SEQUENCE_HOSTS = ("gpt",)  # those that take texts, and nothing else
 HOSTS = tuple(STAGES)
 DATASETS = (*PIXELS, *TEXTS)
 

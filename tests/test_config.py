@@ -245,17 +245,6 @@ def test_section_is_no_key():
       | {"data__cutout_size": 9},
       "must be at most 8, the side of a digits image",
     ),
-    ({"data__name": "as_you_like_it"}, "reads no text; give one of gpt"),
-    (
-      {"host__name": "gpt"},
-      "reads text; give --config.data.source=text:PATH, or"
-      " --config.data.name=as_you_like_it",
-    ),
-    (
-      {"data__source": "text:a.txt", "host__name": "gpt"}
-      | {"data__augment": "crop"},
-      "is for images; a text takes none",
-    ),
     (
       {"data__source": "text:a.txt", "data__dir": "x", "host__name": "gpt"},
       "--config.data.source=text:a.txt takes its place",
@@ -279,11 +268,6 @@ def test_section_is_no_key():
 )
 def test_what_must_hold_between_keys(changes, says):
   assert says in refusal(**changes)
-
-
-def test_a_text_goes_with_a_host_that_reads_it():
-  config_lib.validate(edited(host__name="gpt", data__name="as_you_like_it"))
-  config_lib.validate(edited(host__name="gpt", data__source="text:a.txt"))
 
 
 def test_knobs_that_are_off_are_not_compared():

@@ -41,6 +41,11 @@ def host_names() -> tuple[str, ...]:
   return (*_RESNETS, _MLP, _GPT)
 
 
+def reads_tokens(name: str) -> bool:
+  """Whether a host takes tokens int32 [batch, time], not images."""
+  return name == _GPT
+
+
 def slot_names(name: str, *, depth: int = 2) -> tuple[str, ...]:
   """Returns the names of a host's slots in the order they run.
 

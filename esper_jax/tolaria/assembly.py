@@ -12,7 +12,7 @@ from esper_jax.data import augment, datasets
 from esper_jax.data.datasets import Dataset
 from esper_jax.data.pipeline import BatchOrder
 from esper_jax.hosts.host import Host, from_linen
-from esper_jax.hosts.registry import make_host
+from esper_jax.hosts.registry import host_names, make_host, reads_tokens
 from esper_jax.kasmina import blueprints, lifecycle, surgery
 from esper_jax.kasmina.slot import with_seeds_at
 from esper_jax.tamiyo.policy import Policy
@@ -236,6 +236,15 @@ def _host(config: ConfigDict, data: Dataset) -> tuple[Host, Any]:
     precision = "float32" if on_cpu else "bfloat16"
   dtype = jnp.dtype(precision)
   h = config.host
+  is_text = data.train_images.dtype == np.int32
+  if is_text != reads_tokens(h.name):
+    fitting = [n for n in host_names() if reads_tokens(n) == is_text]
+    raise InputError(
+      f"host.name is {h.name}, which reads {'images' if is_text else 'text'},"
+      f" but the data is {data.source}: set --config.host.name to one of"
+      f" {', '.join(fitting)}, or --config.data.source=text:PATH, or"
+      " --config.data.name"
+    )
   module = make_host(
     h.name,
     num_classes=data.num_classes,
@@ -254,6 +263,11 @@ def _host(config: ConfigDict, data: Dataset) -> tuple[Host, Any]:
 def _preprocess(config: ConfigDict, data: Dataset, dtype: Any) -> Any:
   d = config.data
   ops = augment.check_ops(d.augment)
+  if ops and data.train_images.ndim != 4:
+    raise InputError(
+      f"data.augment is {','.join(ops)} but the data is {data.source}, no"
+      " images: set --config.data.augment=none"
+    )
 
   def preprocess(images: jax.Array, key: jax.Array | None) -> jax.Array:
     if images.dtype != jnp.uint8:  # tokens
