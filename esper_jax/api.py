@@ -24,7 +24,7 @@ from esper_jax.data.datasets import NAMES
 from esper_jax.hosts.host import Host, from_linen
 from esper_jax.kasmina import blueprints as kasmina
 from esper_jax.kasmina.blueprints import Blueprint
-from esper_jax.knobs import FOLDER, GIVEN, KNOBS
+from esper_jax.knobs import GIVEN, KNOBS, SOURCES
 from esper_jax.nissa.console import NORMAL, Console
 from esper_jax.oona.bus import Sink
 from esper_jax.tamiyo import policy as policies
@@ -99,8 +99,8 @@ def grow(
     model: a Flax Linen module with `Slot`s in it, called as `model(x,
       train=...)`; or a host, such as `from_nnx` makes.
     data: examples of yours in any form that `data.given.read` takes; or
-      "folder:PATH", images in a folder per class; or the name of a data set,
-      such as "digits".
+      "folder:PATH", images in a folder per class; or "text:PATH", a text; or
+      the name of a data set, such as "digits".
     config: "section.key" -> value, as on the command line; all keys are in
       esper_jax/defaults.py.
     variables: start from these, {"params": ..., other collections}, as
@@ -230,12 +230,12 @@ def _take_data(
     _set(changes, "data.source", GIVEN, "data")
   elif str(data) in NAMES:
     _set(changes, "data.name", str(data), "data")
-  elif str(data).startswith(FOLDER):
+  elif str(data).startswith(SOURCES):
     _set(changes, "data.source", str(data), "data")
   else:
     raise InputError(
-      f"grow(): data is '{data}'; give arrays, 'folder:PATH', or one of"
-      f" {', '.join(NAMES)}"
+      f"grow(): data is '{data}'; give arrays, 'folder:PATH', 'text:PATH', or"
+      f" one of {', '.join(NAMES)}"
     )
 
 

@@ -188,7 +188,7 @@ def _check_together(flat: Mapping[str, Any]) -> None:
     "data.image_size",
     "is for images of yours; give --config.data.source=folder:PATH, or 0",
   )
-  pixels = math.inf if source else PIXELS[name]  # seen when it is read
+  pixels = math.inf if source else PIXELS.get(name, math.inf)  # else when read
   for op, key in (
     ("crop", "data.crop_padding"),
     ("cutout", "data.cutout_size"),

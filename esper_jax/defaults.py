@@ -10,13 +10,14 @@ def get_config() -> ConfigDict:
   config.deterministic = False  # on GPU: only bit-reproducible operations
 
   config.host = ConfigDict()
-  # resnet8 | resnet18 | resnet20 | resnet32 | resnet34 | resnet56 | mlp;
-  # given = the model that `esper_jax.grow` was called with
+  # resnet8 | resnet18 | resnet20 | resnet32 | resnet34 | resnet56 | mlp; gpt
+  # for text; given = the model that `esper_jax.grow` was called with
   config.host.name = "resnet18"
   # channels of the first stage; 0 = the host's own: 64 for resnet18 and 34,
-  # 16 for resnet8, 20, 32 and 56, 128 for mlp
+  # 16 for resnet8, 20, 32 and 56; features of a layer, 128 for mlp, 64 for gpt
   config.host.width = 0
-  config.host.depth = 2  # hidden layers (mlp only)
+  config.host.depth = 2  # hidden layers (mlp) or blocks (gpt)
+  config.host.heads = 4  # of attention; a divisor of the width (gpt only)
   config.host.norm = "batch"  # batch | group
   # channels between a residual block's two convolutions, one per stage;
   # () or 0 = the stage's own width
@@ -25,13 +26,16 @@ def get_config() -> ConfigDict:
   config.host.slots = FieldReference("all", field_type=object)
 
   config.data = ConfigDict()
-  config.data.name = "cifar10"  # cifar10 | cifar100 | digits
+  # cifar10 | cifar100 | digits; as_you_like_it, a text
+  config.data.name = "cifar10"
   # in place of data.name: folder:PATH = images of yours in a folder per class;
-  # given = the data that `esper_jax.grow` was called with
+  # text:PATH = a text file of yours, in UTF-8; given = the data that
+  # `esper_jax.grow` was called with
   config.data.source = ""
   # pixels; side of the square that images of a folder are resized and cropped
   # to; 0 = as they are
   config.data.image_size = 0
+  config.data.context = 64  # characters that are seen at once (text only)
   config.data.dir = ""  # folder that holds the data set; "" = the cache
   # folder of downloads and decoded images; "" = ~/.cache/esper_jax
   config.data.cache_dir = ""
@@ -40,7 +44,7 @@ def get_config() -> ConfigDict:
   # examples per evaluation step; 0 = the whole split, at most 512
   config.data.eval_batch_size = 0
   config.data.validation_fraction = 0.1  # share of train held out, in (0, 1)
-  config.data.split_seed = 0  # integer; which examples are held out
+  config.data.split_seed = 0  # integer; which examples are held out (images)
   # "none", or a tuple out of "crop", "flip", "cutout"
   config.data.augment = FieldReference("none", field_type=object)
   config.data.crop_padding = 4  # pixels on each side before a random crop

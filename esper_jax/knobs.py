@@ -17,14 +17,17 @@ STAGES = {
   "resnet34": 4,
   "resnet56": 3,
   "mlp": 0,
+  "gpt": 0,
 }
 # Data set -> side of its square images, pixels.
 PIXELS = {"cifar10": 32, "cifar100": 32, "digits": 8}
+TEXTS = ("as_you_like_it",)  # data sets that are texts
 HOSTS = tuple(STAGES)
 # What `esper_jax.grow` was called with, in place of a name.
 GIVEN = "given"
-FOLDER = "folder:"  # and a path: a source of data
-DATASETS = tuple(PIXELS)
+FOLDER = "folder:"
+SOURCES = (FOLDER, "text:")  # of data; a path follows
+DATASETS = (*PIXELS, *TEXTS)
 
 
 class Knob(NamedTuple):
@@ -112,6 +115,7 @@ KNOBS: dict[str, Knob] = {
   "host.name": _or_given(_choice(*HOSTS)),
   "host.width": _COUNT,
   "host.depth": _POSITIVE,
+  "host.heads": _POSITIVE,
   "host.norm": _choice("batch", "group"),
   "host.inner_widths": Knob(
     lambda v: isinstance(v, tuple) and all(map(_COUNT.accepts, v)),
@@ -125,11 +129,12 @@ KNOBS: dict[str, Knob] = {
   "data.source": Knob(
     lambda v: (
       isinstance(v, str)
-      and (v in ("", GIVEN) or v.startswith(FOLDER) and v != FOLDER)
+      and (v in ("", GIVEN) or v.startswith(SOURCES) and v not in SOURCES)
     ),
-    "folder:PATH, or empty for --config.data.name",
+    "folder:PATH, text:PATH, or empty for --config.data.name",
   ),
   "data.image_size": _COUNT,
+  "data.context": _POSITIVE,
   "data.dir": _TEXT,
   "data.cache_dir": _TEXT,
   "data.download": _SWITCH,

@@ -9,8 +9,8 @@ from ml_collections import ConfigDict
 
 from configs import base
 from esper_jax import config as config_lib
-from esper_jax import defaults, hosts
-from esper_jax.data import augment, datasets
+from esper_jax import defaults, hosts, knobs
+from esper_jax.data import augment, datasets, text
 from esper_jax.hosts.norms import NORMS
 from esper_jax.kasmina import initializers, records, slot, surgery
 from esper_jax.knobs import KNOBS
@@ -87,6 +87,7 @@ def test_words_that_a_config_may_use_are_those_of_the_packages():
   }.items():
     assert set(KNOBS[key].choices) == set(words), key
   config_lib.check_value("data.augment", augment.OPS)
+  assert set(knobs.TEXTS) == set(text.SHIPPED)
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
@@ -118,8 +119,10 @@ OUTSIDE = {
   "host.width": [-1],
   "host.inner_widths": [(-1, 0, 0, 0), (1.5, 0, 0, 0), "0,1"],
   "host.slots": [3, ("a", 1)],
-  "data.source": ["given:", "folder:", "cats", None],
+  "host.heads": [0],
+  "data.source": ["given:", "folder:", "text:", "cats", "mine.txt", None],
   "data.image_size": [-1, 8.0],
+  "data.context": [0],
   "data.dir": [None],
   "data.download": ["yes"],
   "data.batch_size": [0, 1.5],
@@ -253,6 +256,10 @@ def test_section_is_no_key():
       "--config.data.dir=y: --config.data.source=folder:x takes its place",
     ),
     ({"data__image_size": 8}, "give --config.data.source=folder:PATH, or 0"),
+    (
+      {"data__source": "text:a.txt", "data__dir": "x", "host__name": "gpt"},
+      "--config.data.source=text:a.txt takes its place",
+    ),
     ({"data__train_limit": 31}, "must be at most --config.data.train_limit=31"),
     (
       {"optimizer__warmup_epochs": 101.0},

@@ -1,23 +1,26 @@
 """Data sets as arrays in memory, split into train, validation and test.
 
 CIFAR-10 and CIFAR-100 come from a folder or a download; "digits" is the 8x8
-handwritten digits that scikit-learn carries (real data, no download); images of
-one's own lie in a folder per class, see `data.folder`.
+handwritten digits that scikit-learn carries (real data, no download);
+"as_you_like_it" is a play that comes with the package. One's own are images in
+a folder per class, see `data.folder`, or a text, see `data.text`.
 """
 
+import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from esper_jax.data import cifar, folder
+from esper_jax.data import cifar, folder, text
 from esper_jax.data.download import Report, obtain
 from esper_jax.data.splits import Dataset, Splits, divide, hold_out_test
 from esper_jax.types import InputError
 
 CACHE = "~/.cache/esper_jax"
 
-NAMES = (*cifar.FORMATS, "digits")
+NAMES = (*cifar.FORMATS, "digits", *text.SHIPPED)
 
 
 def load(
@@ -25,6 +28,7 @@ def load(
   *,
   source: str = "",
   image_size: int = 0,
+  context: int = 64,
   dir: str = "",
   cache_dir: str = "",
   download: bool = True,
@@ -37,15 +41,18 @@ def load(
 
   Args:
     name: one of `NAMES`.
-    source: "folder:PATH" in place of the name, see `data.folder`.
+    source: "folder:PATH" in place of the name, see `data.folder`; or
+      "text:PATH", see `data.text`.
     image_size: of the images in that folder, see there.
+    context: characters of a text that are seen at once, at least 1.
     dir: folder with the data, or its parent; "" means the cache.
     cache_dir: where downloads and decoded images are kept; "" means
       ~/.cache/esper_jax.
     download: whether to download what is in neither.
     validation_fraction: share of the official training set, above 0 and below
-      1; stratified by class.
-    split_seed: draws the validation split and the `train_limit` examples.
+      1; stratified by class. Of a text: a stretch of its own.
+    split_seed: draws the validation split and the `train_limit` examples; of a
+      text the latter alone.
     train_limit: number of training examples kept, stratified; 0 keeps all.
     report: called with a line of text as a download goes on.
 
@@ -56,10 +63,26 @@ def load(
     InputError: if an argument is out of range, or the data is absent, damaged
       or not what its name says.
   """
+  cache = Path(cache_dir or CACHE).expanduser()
+  read_text = functools.partial(
+    text.read, context=context, validation_fraction=validation_fraction
+  )
   if source:
-    name, splits = _read_source(source, image_size, _cache(cache_dir))
+    readers = {
+      "folder": functools.partial(
+        folder.read, image_size=image_size, cache=cache
+      ),
+      "text": read_text,
+    }
+    name, splits = _read_source(source, readers)
+  elif name in text.SHIPPED:
+    _check_embedded(name, dir, "esper_jax")
+    splits = read_text(text.shipped(name))
+  elif name == "digits":
+    _check_embedded(name, dir, "scikit-learn")
+    splits = _read_digits()
   else:
-    splits = _read_named(name, dir, cache_dir, download, report)
+    splits = _read_cifar(name, dir, cache, download, report)
   return divide(
     name,
     splits,
@@ -69,32 +92,28 @@ def load(
   )
 
 
-def _cache(cache_dir: str) -> Path:
-  return Path(cache_dir or CACHE).expanduser()
-
-
 def _read_source(
-  source: str, image_size: int, cache: Path
+  source: str, readers: Mapping[str, Callable[[Path], Splits]]
 ) -> tuple[str, Splits]:
+  """What is at "kind:PATH", and its name."""
   kind, _, path = source.partition(":")
-  if kind != "folder" or not path:
+  if kind not in readers or not path:
+    valid = ", ".join(f"{kind}:PATH" for kind in readers)
     raise InputError(
-      f"data.source is '{source}'; valid are folder:PATH, and empty for"
-      " data.name: set --config.data.source"
+      f"data.source is '{source}'; valid are {valid}, and empty for data.name:"
+      " set --config.data.source"
     )
   place = Path(path).expanduser()
-  return place.name, folder.read(place, image_size=image_size, cache=cache)
+  return place.name, readers[kind](place)
 
 
-def _read_named(
+def _read_cifar(
   name: str,
   dir: str,
-  cache_dir: str,
+  cache: Path,
   download: bool,
   report: Report | None,
 ) -> Splits:
-  if name == "digits":
-    return _load_digits(dir)
   if name not in cifar.FORMATS:
     raise InputError(
       f"data.name is {name!r}; valid are {', '.join(NAMES)}: set"
@@ -108,7 +127,7 @@ def _read_named(
       " folder that holds it"
     )
   else:
-    place = _cached(layout, _cache(cache_dir), download, report)
+    place = _cached(layout, cache, download, report)
     remedy = f"delete '{place}' and run again to download it anew"
   train, test, source = cifar.read(layout, place, remedy=remedy)
   return Splits(train, test, layout.labels[-1].num_classes, source)
@@ -132,13 +151,16 @@ def _cached(
   return place
 
 
-def _load_digits(dir: str) -> Splits:
+def _check_embedded(name: str, dir: str, package: str) -> None:
   if dir:
     raise InputError(
-      f"data.dir is '{dir}', but the data set 'digits' comes with scikit-learn:"
+      f"data.dir is '{dir}', but the data set '{name}' comes with {package}:"
       " leave --config.data.dir empty, or set --config.data.name to one of"
       f" {', '.join(cifar.FORMATS)}"
     )
+
+
+def _read_digits() -> Splits:
   import sklearn.datasets  # a second of start-up that CIFAR does not need
 
   digits: Any = sklearn.datasets.load_digits()

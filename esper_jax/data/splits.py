@@ -22,10 +22,11 @@ class Dataset:
 
   Attributes:
     name: as in the config, e.g. "cifar10".
-    train_images: uint8 [train, height, width, channels]; data of one's own may
-      be float32 or int32 [train, ...], which reaches the network as it is.
-    train_labels: int32 [train]; data of one's own may be int32 or float32
-      [train, ...].
+    train_images: uint8 [train, height, width, channels]; of a text, tokens
+      int32 [train, context]; data of one's own may be float32 or int32 [train,
+      ...]. All but bytes reach the network as they are.
+    train_labels: int32 [train]; of a text, the next tokens int32 [train,
+      context]; data of one's own may be int32 or float32 [train, ...].
     validation_images: as train_images; held out of the official training set.
     validation_labels: as train_labels.
     test_images: as train_images; the official test set.
@@ -36,6 +37,7 @@ class Dataset:
     sha256: of the decoded arrays before any split, hexadecimal: the same for
       the same data in whatever layout it came.
     source: where it came from, for people.
+    vocabulary: of a text, the character of each token; else empty.
   """
 
   name: str
@@ -50,6 +52,7 @@ class Dataset:
   std: tuple[float, ...]
   sha256: str
   source: str
+  vocabulary: str = ""
 
 
 class Splits(NamedTuple):
@@ -61,6 +64,7 @@ class Splits(NamedTuple):
     num_classes: see `Dataset`.
     source: see `Dataset`.
     validation: None where it is to be held out of `train`.
+    vocabulary: see `Dataset`.
   """
 
   train: Split
@@ -68,6 +72,7 @@ class Splits(NamedTuple):
   num_classes: int
   source: str
   validation: Split | None = None
+  vocabulary: str = ""
 
 
 def divide(
@@ -103,6 +108,10 @@ def divide(
     train, validation = _pick(train, kept), _pick(train, held)
   else:
     whole = (train, validation, test)
+  arrays = [array for split in whole for array in split]
+  if splits.vocabulary:
+    letters = splits.vocabulary.encode("utf-32-le")
+    arrays.append(np.frombuffer(letters, np.uint32))
   train = _pick(train, _limit(train[1], train_limit, split_seed))
   mean, std = (0.0,), (1.0,)
   if train[0].dtype == np.uint8:
@@ -115,8 +124,9 @@ def divide(
     num_classes=splits.num_classes,
     mean=mean,
     std=std,
-    sha256=_digest(*(array for split in whole for array in split)),
+    sha256=_digest(*arrays),
     source=source,
+    vocabulary=splits.vocabulary,
   )
 
 

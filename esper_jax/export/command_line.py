@@ -67,7 +67,7 @@ def _export(argv: Sequence[str]) -> None:
   parser.add_argument(
     "--data_dir",
     default="",
-    metavar="DIR",
+    metavar="PATH",
     help="the run's data, where it has moved",
   )
   flags = parser.parse_args(argv)

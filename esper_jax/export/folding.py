@@ -9,6 +9,7 @@ too and read nothing else:
   ResNet  the slot before a stage begins: the block's first convolution and
           its projection; the last slot: the head (a mean over space and a
           dense layer). Inside a stage the shortcut itself reads the slot.
+  GPT     none: what reads a slot is a norm, or the residual connection
 """
 
 import dataclasses
@@ -36,6 +37,7 @@ LINEAR_IN_FACTOR = (
   "dense",
   "bottleneck_dense",
   "lowrank_dense",
+  "causal_attention",
 )
 # Those that are linear in their input: x D U.
 LINEAR = ("lowrank", "lowrank_dense")

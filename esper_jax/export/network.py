@@ -21,7 +21,7 @@ SCHEMA = 1
 
 
 class GrownNetwork:
-  """An exported network: `network(images)` gives logits.
+  """An exported network: `network(inputs)` gives logits.
 
   Attributes:
     topology: what topology.json holds.
@@ -55,23 +55,24 @@ class GrownNetwork:
     self._own |= {layout.gate_name(name) for name in self._own}
     self._module = make_host(**host, slots=tuple(by_slot), dtype=self._dtype)
 
-  def __call__(self, images: jax.Array) -> jax.Array:
+  def __call__(self, inputs: jax.Array) -> jax.Array:
     """Returns the logits, float32 [batch, classes].
 
     Args:
-      images: uint8 [batch, height, width, channels], as the data set has
-        them; they are normalized here.
+      inputs: uint8 [batch, height, width, channels], images as the data set
+        has them; they are normalized here. Of a network that reads text:
+        tokens int32 [batch, time], places in `topology["input"]["vocabulary"]`,
+        which give the logits of each next one, [batch, time, classes].
     """
-    return self.apply(self.variables, images)
+    return self.apply(self.variables, inputs)
 
   def apply(
-    self, variables: Mapping[str, PyTree], images: jax.Array
+    self, variables: Mapping[str, PyTree], inputs: jax.Array
   ) -> jax.Array:
     """As calling it, with other variables of the same form; to be jitted."""
-    scaling = self.topology["input"]
-    x = augment.normalize(
-      images, scaling["mean"], scaling["std"], dtype=self._dtype
-    )
+    reads, x = self.topology["input"], inputs
+    if "mean" in reads:
+      x = augment.normalize(x, reads["mean"], reads["std"], dtype=self._dtype)
     host = {
       collection: {k: v for k, v in tree.items() if k not in self._own}
       for collection, tree in variables.items()
@@ -136,7 +137,7 @@ def load_grown(path: str | Path) -> GrownNetwork:
     path: the folder.
 
   Returns:
-    A network to call: `load_grown(path)(images)`; for a program of your own,
+    A network to call: `load_grown(path)(inputs)`; for a program of your own,
     `network.apply(network.variables, images)` under `jax.jit`.
 
   Raises:

@@ -1,7 +1,7 @@
 """Writes a grown network as a module of plain Flax Linen, for people to read.
 
-Possible for the hosts of the registry with the blueprints that come with the
-project, on images and vectors.
+Possible for the hosts of the registry that read images, with the blueprints
+that come with the project.
 """
 
 import ast
@@ -12,7 +12,7 @@ from typing import Any
 from esper_jax.export import layout, plain_layers
 from esper_jax.export.lineage import MODULE
 from esper_jax.hosts.mlp import MLP
-from esper_jax.hosts.registry import make_host
+from esper_jax.hosts.registry import make_host, reads_tokens
 from esper_jax.types import InputError
 
 # Blueprint -> (class, the constructor's arguments from the parameters).
@@ -73,6 +73,13 @@ Norm = Callable[[jax.Array, str], jax.Array]
 
 def unsupported(topology: Mapping[str, Any]) -> str:
   """Why a network has no plain module, in one line; "" where it has one."""
+  host = topology["host"]["name"]
+  if reads_tokens(host):
+    return (
+      f"no {MODULE}: host '{host}' reads text, and plain Flax is written for"
+      " hosts that read images alone; use esper_jax.load_grown or the StableHLO"
+      " program"
+    )
   strange = sorted(
     {
       record["blueprint"]

@@ -13,20 +13,23 @@ PLATFORMS = ("cpu", "cuda")
 
 
 def serialize(network: GrownNetwork) -> bytes:
-  """Lowers a network for any batch size and for `PLATFORMS`.
+  """Lowers a network for any batch size (and time) and for `PLATFORMS`.
 
   References stand in place of kernels, so the program needs no code of ours:
   `jax.export.deserialize(data).call(images)`.
   """
-  (batch,) = export.symbolic_shape("batch")
-  shape = network.topology["input"]["shape"][1:]
-  images = jax.ShapeDtypeStruct((batch, *shape), "uint8")
+  reads = network.topology["input"]
+  limits = [f"time <= {reads['context']}"] if "context" in reads else []
+  shape = export.symbolic_shape(
+    ", ".join(map(str, reads["shape"])), constraints=limits
+  )
+  inputs = jax.ShapeDtypeStruct(shape, reads["dtype"])
   constants = jax.device_get(network.variables)
   with dispatch.using(None), _no_locations():
     program = export.export(
-      jax.jit(lambda images: network.apply(constants, images)),
+      jax.jit(lambda inputs: network.apply(constants, inputs)),
       platforms=PLATFORMS,
-    )(images)
+    )(inputs)
   return bytes(program.serialize())
 
 
@@ -42,6 +45,6 @@ def _no_locations() -> Iterator[None]:
     jax.config.update(name, before)
 
 
-def run(data: bytes, images: jax.Array) -> jax.Array:
-  """Runs a serialized program on images uint8 [batch, ...]."""
-  return export.deserialize(bytearray(data)).call(images)
+def run(data: bytes, inputs: jax.Array) -> jax.Array:
+  """Runs a serialized program on what its network reads."""
+  return export.deserialize(bytearray(data)).call(inputs)

@@ -17,9 +17,7 @@ def build(
   host: Mapping[str, Any],
   slots: SlotTable,
   *,
-  image: Sequence[int],
-  mean: Sequence[float],
-  std: Sequence[float],
+  reads: Mapping[str, Any],
   modules: Sequence[str] = (),
 ) -> GrownNetwork:
   """Makes the network that is exported.
@@ -28,9 +26,7 @@ def build(
     view: (params, collections, seeds) as training evaluates them.
     host: arguments of `make_host`, slots left out; "dtype" is a name.
     slots: the host's slot table.
-    image: height, width, channels.
-    mean: of each channel of the training images, in units of 255.
-    std: as mean.
+    reads: see `images` and `tokens`.
     modules: that register blueprints of the run.
   """
   arguments = dict(host)
@@ -39,17 +35,11 @@ def build(
   folded = folding.fold(view, module, slots)
   topology = {
     "schema": SCHEMA,
-    "input": {
-      "meaning": "raw images; normalized inside: (image / 255 - mean) / std",
-      "dtype": "uint8",
-      "shape": ["batch", *image],
-      "mean": [folding.shortest(value) for value in mean],
-      "std": [folding.shortest(value) for value in std],
-    },
+    "input": dict(reads),
     "output": {
       "meaning": "logits",
       "dtype": "float32",
-      "shape": ["batch", arguments["num_classes"]],
+      "shape": [*_symbols(reads["shape"]), arguments["num_classes"]],
     },
     "host": {**arguments, "dtype": str(dtype)}
     | {"inner_widths": list(arguments["inner_widths"])},
@@ -59,3 +49,42 @@ def build(
     "modules": list(modules),
   }
   return GrownNetwork(topology, folded.variables)
+
+
+def images(
+  shape: Sequence[int], mean: Sequence[float], std: Sequence[float]
+) -> dict[str, Any]:
+  """The input of a network that reads images.
+
+  Args:
+    shape: height, width, channels.
+    mean: of each channel of the training images, in units of 255.
+    std: as mean.
+  """
+  return {
+    "meaning": "raw images; normalized inside: (image / 255 - mean) / std",
+    "dtype": "uint8",
+    "shape": ["batch", *shape],
+    "mean": [folding.shortest(value) for value in mean],
+    "std": [folding.shortest(value) for value in std],
+  }
+
+
+def tokens(context: int, vocabulary: str) -> dict[str, Any]:
+  """The input of a network that reads text.
+
+  Args:
+    context: tokens that it can see at once.
+    vocabulary: the character of each token.
+  """
+  return {
+    "meaning": "tokens, places in the vocabulary; time is at most the context",
+    "dtype": "int32",
+    "shape": ["batch", "time"],
+    "context": context,
+    "vocabulary": vocabulary,
+  }
+
+
+def _symbols(shape: Sequence[Any]) -> list[str]:
+  return [size for size in shape if isinstance(size, str)]

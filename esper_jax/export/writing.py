@@ -23,6 +23,7 @@ from esper_jax.export.lineage import (
   WEIGHTS,
 )
 from esper_jax.export.network import GrownNetwork, load_grown
+from esper_jax.hosts.registry import reads_tokens
 from esper_jax.oona.jsonl import explain_write_errors
 from esper_jax.oona.jsonl import plain as plain_json
 from esper_jax.tolaria import restoring, workdir
@@ -100,22 +101,22 @@ def export_run(
 
 
 def compare(
-  folder: Path, images: jax.Array, expected: np.ndarray
+  folder: Path, inputs: jax.Array, expected: np.ndarray
 ) -> dict[str, float]:
   """Runs every format that a folder has, as its user would.
 
   Args:
     folder: of the export.
-    images: uint8 [batch, height, width, channels].
-    expected: float32 [batch, classes], the training network's logits.
+    inputs: what the network reads, see `GrownNetwork`.
+    expected: float32, the training network's logits.
 
   Returns:
     Format -> largest absolute difference of a logit; NaN where either is.
   """
   formats: dict[str, Callable[[], Any]] = {
-    "load_grown": lambda: jax.jit(load_grown(folder).__call__)(images),
-    MODULE: lambda: _run_plain(folder / MODULE, images),
-    PROGRAM: lambda: stablehlo.run((folder / PROGRAM).read_bytes(), images),
+    "load_grown": lambda: jax.jit(load_grown(folder).__call__)(inputs),
+    MODULE: lambda: _run_plain(folder / MODULE, inputs),
+    PROGRAM: lambda: stablehlo.run((folder / PROGRAM).read_bytes(), inputs),
   }
   there = {
     name: run
@@ -146,14 +147,17 @@ def _run_plain(path: Path, images: jax.Array) -> jax.Array:
 
 
 def _network(restored: Restored) -> GrownNetwork:
-  parts = restored.parts
+  parts, data = restored.parts, restored.parts.data
+  if reads_tokens(restored.host["name"]):
+    reads = topology.tokens(restored.host["context"], data.vocabulary)
+  else:
+    shape = data.train_images.shape[1:]
+    reads = topology.images(shape, data.mean, data.std)
   return topology.build(
     evaluation_view(restored.state),
     restored.host,
     parts.growth.slots,
-    image=parts.data.train_images.shape[1:],
-    mean=parts.data.mean,
-    std=parts.data.std,
+    reads=reads,
     modules=restored.modules,
   )
 

@@ -11,6 +11,7 @@ from flax.typing import Dtype
 from esper_jax.hosts.mlp import MLP, mlp_slots
 from esper_jax.hosts.norms import NORMS
 from esper_jax.hosts.resnet import ResNet, resnet_slots
+from esper_jax.hosts.transformer import GPT, gpt_slots
 from esper_jax.types import InputError
 
 
@@ -31,11 +32,18 @@ _RESNETS = {
 }
 _MLP = "mlp"
 _MLP_WIDTH = 128
+_GPT = "gpt"
+_GPT_WIDTH = 64
 
 
 def host_names() -> tuple[str, ...]:
   """Returns the valid names of hosts."""
-  return (*_RESNETS, _MLP)
+  return (*_RESNETS, _MLP, _GPT)
+
+
+def reads_tokens(name: str) -> bool:
+  """Whether a host takes tokens int32 [batch, time], not images."""
+  return name == _GPT
 
 
 def slot_names(name: str, *, depth: int = 2) -> tuple[str, ...]:
@@ -43,7 +51,7 @@ def slot_names(name: str, *, depth: int = 2) -> tuple[str, ...]:
 
   Args:
     name: of the host.
-    depth: hidden layers of "mlp"; ResNets ignore it.
+    depth: hidden layers of "mlp", blocks of "gpt"; ResNets ignore it.
 
   Raises:
     InputError: if there is no such host.
@@ -51,6 +59,8 @@ def slot_names(name: str, *, depth: int = 2) -> tuple[str, ...]:
   _check_name("host", name, host_names())
   if name == _MLP:
     return mlp_slots(depth)
+  if name == _GPT:
+    return gpt_slots(depth)
   return resnet_slots(_RESNETS[name].blocks)
 
 
@@ -60,6 +70,8 @@ def make_host(
   num_classes: int,
   width: int = 0,
   depth: int = 2,
+  heads: int = 4,
+  context: int = 64,
   norm: str = "batch",
   inner_widths: Sequence[int] = (),
   slots: str | Sequence[str] = "all",
@@ -68,17 +80,21 @@ def make_host(
   """Builds a host network.
 
   The module maps float [batch, height, width, channels] to float32 logits
-  [batch, num_classes] by `apply(variables, x, train=...)`; its collections
-  are `params` and, with norm "batch", `batch_stats`.
+  [batch, num_classes] by `apply(variables, x, train=...)`; "gpt" maps tokens
+  int32 [batch, time] to logits [batch, time, num_classes]. Its collections are
+  `params` and, of ResNets with norm "batch", `batch_stats`.
 
   Args:
     name: one of `host_names()`.
     num_classes: number of logits, at least 2.
-    width: channels of the first stage (features of a hidden layer of "mlp");
-      0 = the host's own: 64 for resnet18 and 34, 16 for the other ResNets,
-      128 for mlp.
-    depth: hidden layers of "mlp", at least 1; ResNets ignore it.
-    norm: "batch" or "group"; "mlp" has none and ignores it.
+    width: channels of the first stage (features of a hidden layer of "mlp", of
+      the residual stream of "gpt"); 0 = the host's own: 64 for resnet18 and
+      34 and for gpt, 16 for the other ResNets, 128 for mlp.
+    depth: hidden layers of "mlp", blocks of "gpt", at least 1; ResNets ignore
+      it.
+    heads: of the attention of "gpt", a divisor of its width; others ignore it.
+    context: tokens that "gpt" sees at once; others ignore it.
+    norm: "batch" or "group"; "mlp" and "gpt" ignore it.
     inner_widths: per stage, the channels between the two convolutions of a
       residual block; 0 = the stage's own. Stages beyond it keep their own.
     slots: "all", or the names of the slots to place; () is the plain network.
@@ -94,13 +110,23 @@ def make_host(
   chosen = _choose_slots(name, slots, valid)
   _check_at_least("num_classes", num_classes, 2)
   _check_at_least("width", width, 0)
+  if name not in _RESNETS and inner_widths:
+    raise InputError(
+      f"inner_widths is {tuple(inner_widths)} but host '{name}' has no stages;"
+      " leave it empty or choose a resnet"
+    )
   if name == _MLP:
-    if inner_widths:
-      raise InputError(
-        f"inner_widths is {tuple(inner_widths)} but host 'mlp' has no residual"
-        " blocks; leave it empty or choose a resnet"
-      )
     return MLP(num_classes, width or _MLP_WIDTH, depth, chosen, dtype)
+  if name == _GPT:
+    width = width or _GPT_WIDTH
+    _check_at_least("heads", heads, 1)
+    _check_at_least("context", context, 1)
+    if width % heads:
+      raise InputError(
+        f"host.heads is {heads}, which does not divide the width {width} of"
+        " host 'gpt': set --config.host.heads or --config.host.width"
+      )
+    return GPT(num_classes, width, depth, heads, context, chosen, dtype)
   family = _RESNETS[name]
   stages = len(family.blocks)
   if len(inner_widths) > stages or min(inner_widths, default=0) < 0:

@@ -13,10 +13,11 @@ does not add x itself. To add one's own:
   register(Blueprint("scale", init, apply, ("nhwc", "features"), ("w",)))
 """
 
+import dataclasses
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -31,7 +32,8 @@ from esper_jax.types import InputError, PyTree, SlotSpec
 class Init(Protocol):
   """(key, spec) -> (float32 params, none of them all zero by design; state).
 
-  Raises InputError where the slot is too small for the blueprint.
+  Raises InputError where the slot is too small for the blueprint, or causal
+  (`spec.causal`) while a token's output may depend on tokens after it.
   """
 
   def __call__(
@@ -142,7 +144,10 @@ def register(blueprint: Blueprint, *, check: bool = True) -> None:
     )
   if check:
     for kind in blueprint.kinds:
-      check_blueprint(blueprint, _TRIALS[kind])
+      spec = _TRIALS[kind]
+      ordered = dataclasses.replace(spec, causal=True)
+      causal = kind == "tokens" and _fits(blueprint, ordered)
+      check_blueprint(blueprint, ordered if causal else spec)
   _REGISTRY[name] = blueprint
 
 
@@ -270,7 +275,8 @@ def check_blueprint(blueprint: Blueprint, spec: SlotSpec) -> None:
     InputError: params are not float32, a leaf is weakly typed, F changes shape
       or dtype (float32 and bfloat16 are tried), the state changes structure, F
       is not exactly zero once the zero factor is, a gradient is not finite, or
-      the zero factor has none; or the blueprint itself raises.
+      the zero factor has none; a token sees one after it where the slot is
+      causal; or the blueprint itself raises.
   """
   where = f"blueprint '{blueprint.name}' on a slot of shape {spec.shape}"
   try:
@@ -348,6 +354,12 @@ def _problems(
   silent = pull(born, x, g)
   name = "/".join(blueprint.zero)
   return {
+    "a token's output changes with a token after it, and the slot is causal:"
+    " mask what comes after, or let init raise InputError where spec.causal": (
+      spec.causal
+      and spec.kind == "tokens"
+      and _looks_ahead(lambda x: evaluate(params, x), x)
+    ),
     "init gives values that are not finite": not _finite(params),
     "F or a gradient is not finite": not _finite((random, silent)),
     "F is zero at its random birth": not _any(random[0]),
@@ -360,6 +372,12 @@ def _problems(
       not _any(factor(blueprint, silent[1][0]))
     ),
   }
+
+
+def _looks_ahead(evaluate: Callable[[jax.Array], jax.Array], x: jax.Array):
+  half = x.shape[1] // 2
+  changed = x.at[:, half:].multiply(-1)
+  return _any((evaluate(changed) - evaluate(x))[:, :half])
 
 
 def _finite(tree: PyTree) -> bool:

@@ -14,9 +14,11 @@ import jax.numpy as jnp
 
 from esper_jax.kasmina.layers import (
   along,
+  causal_attention,
   conv,
   draw_kernel,
   identity_norm,
+  normalize,
   normalize_relu,
 )
 from esper_jax.types import InputError, PyTree, SlotSpec
@@ -26,6 +28,8 @@ from esper_jax.urza.kernels.lowrank_forward import lowrank_slot
 
 _Birth = tuple[PyTree, PyTree]
 _Result = tuple[jax.Array, PyTree]
+_MAX_HEADS = 8
+_HEAD_CHANNELS = 16
 
 
 def _need(spec: SlotSpec, channels: int, blueprint: str) -> int:
@@ -236,6 +240,32 @@ def apply_dense(params, state, x, *, train, key) -> _Result:
   return y @ params["dense2"]["kernel"].astype(x.dtype), state
 
 
+def init_causal_attention(key: jax.Array, spec: SlotSpec) -> _Birth:
+  """Queries, keys and values at the slot's width; at least 4 channels."""
+  c = _need(spec, 4, "causal_attention")
+  first, second = jax.random.split(key)
+  return {
+    "norm": identity_norm(c),
+    "query_key_value": {"kernel": draw_kernel(first, (c, 3 * c))},
+    "out": {"kernel": draw_kernel(second, (c, c))},
+  }, {}
+
+
+def apply_causal_attention(params, state, x, *, train, key) -> _Result:
+  """out(attention(norm(x))); no token sees one after it."""
+  del train, key
+  y = normalize(x, **params["norm"])
+  y = y @ params["query_key_value"]["kernel"].astype(x.dtype)
+  y = causal_attention(y, heads=heads_of(x.shape[-1]))
+  return y @ params["out"]["kernel"].astype(x.dtype), state
+
+
+def heads_of(channels: int) -> int:
+  """The most attention heads, 8 at most, of 16 channels or more; else 1."""
+  fitting = (n for n in range(_MAX_HEADS, 1, -1) if channels % n == 0)
+  return next((n for n in fitting if channels // n >= _HEAD_CHANNELS), 1)
+
+
 class Parts(NamedTuple):
   """A blueprint without its name; the fields are those of `Blueprint`."""
 
@@ -248,6 +278,7 @@ class Parts(NamedTuple):
 
 _IMAGES = ("nhwc",)
 _VECTORS = ("features", "tokens")  # position-wise, hence causal on tokens
+_TOKENS = ("tokens",)
 
 BUILT_IN = {
   "conv3x3": Parts(init_conv3x3, apply_conv3x3, _IMAGES, ("conv2", "kernel")),
@@ -270,5 +301,8 @@ BUILT_IN = {
   ),
   "lowrank_dense": Parts(
     init_lowrank_dense, apply_lowrank, _VECTORS, ("up", "kernel"), join_lowrank
+  ),
+  "causal_attention": Parts(
+    init_causal_attention, apply_causal_attention, _TOKENS, ("out", "kernel")
   ),
 }

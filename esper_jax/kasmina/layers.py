@@ -74,6 +74,25 @@ def normalize_relu(
   return norm_backward.normalize_relu(*dispatch.level(x, scale, bias))
 
 
+def causal_attention(qkv: jax.Array, *, heads: int) -> jax.Array:
+  """Attends to a token itself and to those before it.
+
+  Vaswani et al. 2017, arXiv:1706.03762, section 3.2. The softmax is float32.
+
+  Args:
+    qkv: [batch, time, 3 * channels]: queries, keys and values side by side.
+    heads: a divisor of the channels.
+
+  Returns:
+    [batch, time, channels], dtype of qkv.
+  """
+  batch, time, features = qkv.shape
+  split = qkv.reshape(batch, time, 3, heads, features // (3 * heads))
+  with jax.numpy_dtype_promotion("standard"):  # JAX's own mixes dtypes inside
+    y = jax.nn.dot_product_attention(*jnp.moveaxis(split, 2, 0), is_causal=True)
+  return y.reshape(batch, time, features // 3)
+
+
 def draw_kernel(
   key: jax.Array, shape: tuple[int, ...], *, gain: float = 1.0
 ) -> jax.Array:

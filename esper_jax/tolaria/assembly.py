@@ -11,7 +11,7 @@ from esper_jax.data import augment, datasets, splits
 from esper_jax.data.pipeline import BatchOrder
 from esper_jax.data.splits import Dataset
 from esper_jax.hosts.host import Host, from_linen
-from esper_jax.hosts.registry import make_host
+from esper_jax.hosts.registry import host_names, make_host, reads_tokens
 from esper_jax.kasmina import surgery
 from esper_jax.kasmina.slot import with_seeds_at
 from esper_jax.knobs import GIVEN
@@ -85,6 +85,7 @@ def load_data(config: ConfigDict, given: Given = NOTHING) -> Dataset:
     d.name,
     source=d.source,
     image_size=d.image_size,
+    context=d.context,
     dir=d.dir,
     cache_dir=d.cache_dir,
     download=d.download,
@@ -298,6 +299,8 @@ def host_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
     "num_classes": num_classes,
     "width": h.width,
     "depth": h.depth,
+    "heads": h.heads,
+    "context": config.data.context,
     "norm": h.norm,
     "inner_widths": tuple(h.inner_widths),
     "dtype": precision,
@@ -310,6 +313,15 @@ def _host(config: ConfigDict, data: Dataset, given: Given) -> tuple[Host, Any]:
   dtype = jnp.dtype(arguments.pop("dtype"))
   if given.host is not None:
     return given.host, dtype
+  name, is_text = config.host.name, data.train_images.dtype == np.int32
+  if is_text != reads_tokens(name):
+    fitting = [n for n in host_names() if reads_tokens(n) == is_text]
+    raise InputError(
+      f"host.name is {name}, which reads {'images' if is_text else 'text'},"
+      f" but the data is {data.source}: set --config.host.name to one of"
+      f" {', '.join(fitting)}, or --config.data.source=text:PATH, or"
+      " --config.data.name"
+    )
   module = make_host(
     **arguments,
     slots=slots if isinstance(slots, str) else tuple(slots),

@@ -51,8 +51,8 @@ def restore(path: str | Path, *, data_dir: str = "") -> Restored:
 
   Args:
     path: the run directory.
-    data_dir: folder of the run's data, where it is no longer where the config
-      says; "" is the config's own.
+    data_dir: folder (of a text: file) of the run's data, where it is no longer
+      where the config says; "" is the config's own.
 
   Raises:
     InputError: it is no run directory, has no whole checkpoint, or its data
@@ -110,7 +110,10 @@ def _without_growth(document: dict[str, Any], data_dir: str) -> ConfigDict:
     config.tamiyo.policy_path = ""
     config.tamiyo.replay = config.tamiyo.replay_permute = ""
     config.tamiyo.replay_final = False
-    if data_dir:
+    kind, colon, _ = config.data.source.partition(":")
+    if data_dir and colon:
+      config.data.source = f"{kind}:{data_dir}"
+    elif data_dir:
       config.data.dir = data_dir
     if config.train.precision == "auto":  # of the device that trained it
       on_cpu = str(document.get("device")).startswith("cpu")

@@ -15,10 +15,13 @@ from esper_jax.kasmina.slot import with_seeds_at
 from esper_jax.tolaria.assembly import slots_of
 
 IMAGE = (4, 4, 2)
+VOCABULARY, CONTEXT = "abc", 6
 MEAN, STD = (0.3, 0.5), (0.2, 0.4)
 
 
 def preprocess(images, dtype):
+  if images.dtype == jnp.int32:  # tokens
+    return images
   x = images.astype(jnp.float32) / np.float32(255)
   mean, std = (np.float32(v).reshape(1, 1, 1, 2) for v in (MEAN, STD))
   return ((x - mean) / std).astype(dtype)
@@ -54,10 +57,14 @@ class Grown:
       "inner_widths": (),
       **sizes,
     }
+    self.reads = topology.images(IMAGE, MEAN, STD)
+    if name == "gpt":
+      self.arguments |= {"heads": 2, "context": CONTEXT}
+      self.reads = topology.tokens(CONTEXT, VOCABULARY)
     dtype = jnp.dtype(dtype)
     self.dtype = dtype
     self.host = from_linen(make_host(**self.arguments, dtype=dtype))
-    example = preprocess(jnp.zeros((1, *IMAGE), jnp.uint8), dtype)
+    example = preprocess(self.inputs(1), dtype)
     self.slots = slots_of(self.host, example)
     shapes = jax.eval_shape(self.host.init, jax.random.key(0), example)
     params, collections = drawn(shapes, 0)
@@ -86,14 +93,20 @@ class Grown:
       self.keys.append((path, key))
     self.view = (params, collections, seeds)
 
+  def inputs(self, count):
+    """As many examples, drawn."""
+    if self.reads["dtype"] == "uint8":
+      return some_images(count)
+    rng = np.random.default_rng(1)
+    tokens = rng.integers(0, len(VOCABULARY), (count, CONTEXT), np.int32)
+    return jnp.asarray(tokens)
+
   def network(self, modules=()):
     return topology.build(
       self.view,
       {**self.arguments, "dtype": str(self.dtype)},
       self.slots,
-      image=IMAGE,
-      mean=MEAN,
-      std=STD,
+      reads=self.reads,
       modules=modules,
     )
 
@@ -110,8 +123,8 @@ class Grown:
   def differences(self, folder):
     """Writes all formats and runs them; format -> share of the tolerance."""
     writing.write_formats(folder, self.network())
-    expected = self.logits(some_images(5))
-    found = writing.compare(folder, some_images(5), expected)
+    expected = self.logits(self.inputs(5))
+    found = writing.compare(folder, self.inputs(5), expected)
     bound = writing.TOLERANCE[str(self.dtype)] * max(1, abs(expected).max())
     return {name: difference / bound for name, difference in found.items()}
 

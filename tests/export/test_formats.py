@@ -24,11 +24,13 @@ FORMATS = {"load_grown", MODULE, PROGRAM}
 DEEP = ("resnet32", "resnet34", "resnet56")
 IMAGES = [n for n, parts in BUILT_IN.items() if "nhwc" in parts.kinds]
 VECTORS = [n for n, parts in BUILT_IN.items() if "features" in parts.kinds]
+TOKENS = [n for n, parts in BUILT_IN.items() if "tokens" in parts.kinds]
+FITTING = {"mlp": VECTORS, "gpt": TOKENS}
 
 
 def everywhere(host):
   """Every blueprint that fits the host, one after another over its slots."""
-  names = VECTORS if host == "mlp" else IMAGES
+  names = FITTING.get(host, IMAGES)
   slots = len(slot_names(host))
   return [
     (n % slots, name, {"depth": n // slots}) for n, name in enumerate(names)
@@ -45,11 +47,11 @@ HOSTS = [
 def test_every_host_with_every_blueprint(host, grown, tmp_path):
   network = grown(host, everywhere(host))
   shares = network.differences(tmp_path)
-  assert shares.keys() == FORMATS
+  assert shares.keys() == FORMATS - ({MODULE} if host == "gpt" else set())
   assert max(shares.values()) <= 1
   listed = json.loads((tmp_path / TOPOLOGY).read_text())
   names = {seed["blueprint"] for seed in (*listed["seeds"], *listed["merged"])}
-  assert names == set(VECTORS if host == "mlp" else IMAGES)
+  assert names == set(FITTING.get(host, IMAGES))
 
 
 def in_all_blends(host):
@@ -76,8 +78,8 @@ def test_seeds_that_are_blended_in(host, grown, tmp_path):
 def test_alpha_goes_into_the_weights_of_every_branch_that_is_linear():
   for name in BUILT_IN:
     blueprint = blueprints.get(name)
-    kind = "nhwc" if "nhwc" in blueprint.kinds else "features"
-    shape = (3, 3, 8) if kind == "nhwc" else (8,)
+    kind = blueprint.kinds[0]
+    shape = {"nhwc": (3, 3, 8), "features": (8,), "tokens": (4, 8)}[kind]
     spec = blueprints.SlotSpec("slot", shape, "float32", kind)
 
     @jax.jit
@@ -178,6 +180,26 @@ def test_the_program_takes_any_number_of_images(grown, images, tmp_path):
     assert np.allclose(
       program.call(images(count)), network.logits(images(count)), atol=1e-4
     )
+
+
+def test_a_gpt_takes_texts_of_any_length_up_to_its_context(grown, tmp_path):
+  network = grown("gpt", [(0, "causal_attention", {"alpha": 0.5})])
+  made = network.network()
+  assert made.topology["seeds"][0]["strength"] == 1  # it is in the weights
+  assert made.topology["output"]["shape"] == ["batch", "time", 3]
+  assert "host 'gpt' reads text" in plain.unsupported(made.topology)
+  writing.write_formats(tmp_path, made)
+  assert not (tmp_path / MODULE).exists()
+  loaded = load_grown(tmp_path)
+  assert loaded.topology["input"]["vocabulary"] == "abc"
+  program = export.deserialize(bytearray((tmp_path / PROGRAM).read_bytes()))
+  for count, time in ((1, 6), (3, 2)):
+    tokens = network.inputs(count)[:, :time]
+    expected = network.logits(tokens)
+    assert np.allclose(jax.jit(loaded.__call__)(tokens), expected, atol=1e-4)
+    assert np.allclose(program.call(tokens), expected, atol=1e-4)
+  with pytest.raises(ValueError, match="time"):
+    program.call(jnp.zeros((1, 7), jnp.int32))
 
 
 def test_the_module_needs_nothing_of_ours_and_reads_well(grown, tmp_path):

@@ -12,16 +12,23 @@ from esper_jax.kasmina.slot import observe_slots
 from esper_jax.types import InputError
 
 
-def announced(host, shape=(2, 8, 8, 1)):
+def announced(host, x=None):
+  x = jnp.zeros((2, 8, 8, 1)) if x is None else x
   with observe_slots() as trace:
-    jax.eval_shape(host.init, jax.random.key(0), jnp.zeros(shape))
+    jax.eval_shape(host.init, jax.random.key(0), x)
   return trace.specs
+
+
+def example(name):
+  if name == "gpt":
+    return jnp.zeros((2, 6), jnp.int32)
+  return jnp.zeros((1, 8, 8, 3))
 
 
 @pytest.mark.parametrize("name", host_names())
 def test_slot_names_are_what_the_host_announces(name):
   host = make_host(name, num_classes=3, width=4)
-  assert tuple(announced(host)) == slot_names(name)
+  assert tuple(announced(host, example(name))) == slot_names(name)
 
 
 def test_slot_names_of_known_hosts():
@@ -29,6 +36,7 @@ def test_slot_names_of_known_hosts():
   assert slot_names("resnet34")[3:5] == ("slot2_1", "slot2_2")
   assert len(slot_names("resnet34")) == 16
   assert slot_names("mlp", depth=3) == ("slot1", "slot2", "slot3")
+  assert slot_names("gpt", depth=1) == ("slot1",)
 
 
 def test_chosen_slots_alone_are_placed():
@@ -41,10 +49,16 @@ def test_chosen_slots_alone_are_placed():
 
 @pytest.mark.parametrize(
   ("name", "width"),
-  [("resnet18", 64), ("resnet34", 64), ("resnet20", 16), ("mlp", 128)],
+  [
+    ("resnet18", 64),
+    ("resnet34", 64),
+    ("resnet20", 16),
+    ("mlp", 128),
+    ("gpt", 64),
+  ],
 )
 def test_width_zero_is_the_host_s_own(name, width):
-  specs = announced(make_host(name, num_classes=10), (1, 8, 8, 3))
+  specs = announced(make_host(name, num_classes=10), example(name))
   assert next(iter(specs.values())).channels == width
 
 
@@ -67,6 +81,10 @@ def test_make_host_returns_a_linen_module():
     ("resnet8", {"inner_widths": (1, 1, 1, 1)}, ["3 stages", "at most 3"]),
     ("resnet8", {"inner_widths": (0, -1)}, ["(0, -1)", "at least 0"]),
     ("mlp", {"inner_widths": (1,)}, ["inner_widths", "'mlp'"]),
+    ("gpt", {"inner_widths": (1,)}, ["inner_widths", "'gpt'"]),
+    ("gpt", {"heads": 5}, ["host.heads is 5", "width 64", "host.width"]),
+    ("gpt", {"heads": 0}, ["heads is 0", "at least 1"]),
+    ("gpt", {"context": 0}, ["context is 0", "at least 1"]),
   ],
 )
 def test_bad_input_is_named_in_one_line(

@@ -114,6 +114,7 @@ OWN_IMAGES = {
   "data.cache_dir": "cache",
   "data.train_limit": 0,
 }
+GPT = {"host.name": "gpt", "data.name": "as_you_like_it"}
 
 Probe = Callable[[ConfigDict], Any]
 
@@ -327,6 +328,19 @@ def network(config: ConfigDict) -> Any:
   return str(jax.eval_shape(lambda: p.host.init(key, p.example)))
 
 
+def operations(config: ConfigDict) -> Any:
+  """What the dormant host computes."""
+  p = parts(config)
+
+  def forward():
+    params, collections = p.host.init(jax.random.key(0), p.example)
+    return p.host.apply(
+      params, collections, {}, p.example, train=False, key=None
+    )[0]
+
+  return str(jax.make_jaxpr(forward)())
+
+
 def slots(config: ConfigDict) -> Any:
   return list(parts(config).growth.slots.items())
 
@@ -441,6 +455,7 @@ CASES: dict[str, Case] = {
   "host.name": Case("resnet8", network, {"kasmina.blueprints": ()}),
   "host.width": Case(12, network),
   "host.depth": Case(2, network),
+  "host.heads": Case(2, operations, GPT),
   "host.norm": Case("group", network, RESNET),
   "host.inner_widths": Case((0, 1, 0), network, RESNET),
   "host.slots": Case(("slot2",), slots, {"host.depth": 2}),
@@ -449,6 +464,7 @@ CASES: dict[str, Case] = {
     "folder:images", own_images, OWN_IMAGES | {"data.source": ""}
   ),
   "data.image_size": Case(4, own_images, OWN_IMAGES),
+  "data.context": Case(32, data, GPT),
   "data.dir": Case("elsewhere", data),
   "data.cache_dir": Case("elsewhere", data, NO_CIFAR),
   # A folder that cannot be: a download would begin by making it.

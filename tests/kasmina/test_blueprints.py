@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 import inspect
 import subprocess
@@ -9,22 +10,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esper_jax.kasmina import blueprints
+from esper_jax.kasmina import blueprints, builtin_blueprints
 from esper_jax.kasmina.blueprints import Blueprint
 from esper_jax.types import InputError, SlotSpec
 
 IMAGES = ("conv3x3", "bottleneck", "depthwise", "squeeze_excite", "norm")
 IMAGES += ("lowrank",)
 VECTORS = ("norm", "dense", "bottleneck_dense", "lowrank_dense")
+TOKENS = (*VECTORS, "causal_attention")
 SHAPES = {
   "nhwc": [(5, 4, 8), (1, 1, 16)],
   "features": [(8,)],
-  "tokens": [(3, 16)],
+  "tokens": [(3, 16), (4, 48)],
 }
 
 
 def spec_of(shape, kind, dtype="float32"):
-  return SlotSpec("slot1", shape, dtype, kind)
+  return SlotSpec("slot1", shape, dtype, kind, causal=kind == "tokens")
 
 
 BUILT_IN_CASES = [
@@ -32,7 +34,7 @@ BUILT_IN_CASES = [
   for kind, names in [
     ("nhwc", IMAGES),
     ("features", VECTORS),
-    ("tokens", VECTORS),
+    ("tokens", TOKENS),
   ]
   for name in names
   for shape in SHAPES[kind]
@@ -121,6 +123,36 @@ def test_on_tokens_no_position_sees_another(name):
   assert moved.tolist() == [False, True, False]
 
 
+@pytest.mark.parametrize("name", TOKENS)
+def test_on_tokens_no_position_sees_a_later_one(name):
+  blueprint, params, state = born(name, spec_of((4, 48), "tokens"))
+  x = draw(1, (2, 4, 48))
+  for position in range(4):
+    changed = x.at[:, position].set(draw(2, (2, 48)))
+    y, z = (apply(blueprint, params, state, v) for v in (x, changed))
+    moved = np.any(np.asarray(y != z), axis=(0, 2))
+    assert not moved[:position].any() and moved[position]
+
+
+def test_attention_looks_back():
+  blueprint, params, state = born(
+    "causal_attention", spec_of((3, 16), "tokens")
+  )
+  x = draw(1, (2, 3, 16))
+  y, z = (
+    apply(blueprint, params, state, v)
+    for v in (x, x.at[:, 0].set(draw(2, (2, 16))))
+  )
+  assert np.any(np.asarray(y != z), axis=(0, 2)).all()
+
+
+@pytest.mark.parametrize(
+  ("channels", "heads"), [(4, 1), (32, 2), (48, 3), (128, 8), (256, 8)]
+)
+def test_heads_of_attention_have_16_channels_or_more(channels, heads):
+  assert builtin_blueprints.heads_of(channels) == heads
+
+
 @pytest.mark.parametrize("name", blueprints.names())
 def test_examples_do_not_see_each_other(name):
   kind = blueprints.get(name).kinds[0]
@@ -133,7 +165,7 @@ def test_examples_do_not_see_each_other(name):
 
 
 def test_names_start_with_the_built_in_ones():
-  assert blueprints.names()[:9] == (
+  assert blueprints.names()[:10] == (
     "conv3x3",
     "bottleneck",
     "depthwise",
@@ -143,6 +175,7 @@ def test_names_start_with_the_built_in_ones():
     "dense",
     "bottleneck_dense",
     "lowrank_dense",
+    "causal_attention",
   )
 
 
@@ -156,7 +189,8 @@ def test_names_start_with_the_built_in_ones():
     ((16,), "features", VECTORS),
     ((7,), "features", ("norm", "dense", "lowrank_dense")),
     ((3,), "features", ("norm", "dense")),
-    ((5, 16), "tokens", VECTORS),
+    ((5, 16), "tokens", TOKENS),
+    ((5, 3), "tokens", ("norm", "dense")),
   ],
 )
 def test_fitting_goes_by_kind_and_channels(shape, kind, expected):
@@ -205,7 +239,7 @@ def test_cost_of_a_slot_that_does_not_fit_names_the_slot():
 def test_import_computes_nothing_and_is_not_circular():
   code = """
 import jax
-from esper_jax.kasmina import blueprints
+from esper_jax.kasmina import blueprints, builtin_blueprints
 from jax._src import xla_bridge
 assert blueprints.get("conv3x3").zero == ("conv2", "kernel")
 print(xla_bridge.backends_are_initialized())
@@ -294,6 +328,30 @@ def test_a_name_that_cannot_be_a_key_is_refused(registered, name):
 def test_kinds_must_be_known(registered, kinds):
   with pytest.raises(InputError, match="'scale' has kinds .* nhwc, features"):
     registered(SCALE._replace(kinds=kinds))
+
+
+def mean_of_tokens(params, state, x, *, train, key):
+  """Every token sees all of them."""
+  pooled = x + x.mean(axis=1, keepdims=True)
+  return apply_scale(params, state, pooled, train=train, key=key)
+
+
+def test_a_causal_slot_takes_no_blueprint_that_looks_ahead(registered):
+  blueprint = SCALE._replace(apply=mean_of_tokens, kinds=("tokens",))
+  message = "changes with a token after it.*raise InputError where spec.causal"
+  with pytest.raises(InputError, match=message):
+    registered(blueprint)
+
+  def init(key, spec):
+    if spec.causal:
+      raise InputError("sees every token")
+    return init_scale(key, spec)
+
+  registered(blueprint._replace(init=init))
+  spec = spec_of((5, 16), "tokens")
+  assert "scale" not in blueprints.fitting(spec)
+  free = dataclasses.replace(spec, causal=False)
+  assert "scale" in blueprints.fitting(free)
 
 
 def with_apply(change):

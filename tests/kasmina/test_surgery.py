@@ -34,8 +34,10 @@ FAMILIES = {
   "batch": ("resnet8", "batch"),
   "group": ("resnet8", "group"),
   "mlp": ("mlp", "batch"),
+  "gpt": ("gpt", "batch"),
 }
 IMAGES = np.random.default_rng(0).standard_normal((4, 8, 8, 1), np.float32)
+TOKENS = np.random.default_rng(1).integers(0, 3, (4, 6), np.int32)
 ADAM = optax.scale_by_adam()
 VECTOR = SlotSpec("encoder/slot", (8,), "float32", "features")
 OTHER = SlotSpec("last", (4,), "float32", "features")
@@ -130,11 +132,15 @@ class Family(NamedTuple):
   slots: SlotTable
 
 
+def example(name: str) -> jax.Array:
+  return jnp.asarray(TOKENS if name == "gpt" else IMAGES)
+
+
 @functools.cache
 def family(name: str) -> Family:
   kind, norm = FAMILIES[name]
   host = from_linen(make_host(kind, num_classes=3, width=8, norm=norm))
-  x = jnp.asarray(IMAGES)
+  x = example(name)
   shapes = jax.eval_shape(host.init, jax.random.key(0), x)
   params, collections = filled(shapes)
   state = make_state(params, collections)
@@ -147,7 +153,7 @@ def family(name: str) -> Family:
 @functools.cache
 def forward(name: str):
   """(state) -> logits in train and in eval mode."""
-  host, x = family(name).host, jnp.asarray(IMAGES)
+  host, x = family(name).host, example(name)
 
   @jax.jit
   def run(params, collections, seeds):
@@ -174,6 +180,7 @@ PAIRS = {  # every blueprint x distinct slot shape
   "batch": IMAGE_PAIRS,
   "group": IMAGE_PAIRS,
   "mlp": [("slot1", b) for b in blueprints_of("features")],
+  "gpt": [("slot1", b) for b in blueprints_of("tokens")],
 }
 
 
@@ -187,7 +194,7 @@ def plantings():
     ]
   # Every blueprint once, two in each slot; fewer the second time.
   diagonal = [IMAGE_PAIRS[n] for n in (0, 1, 8, 9, 16, 17)]
-  chosen = {"batch": diagonal, "group": diagonal[::2], "mlp": PAIRS["mlp"]}
+  chosen = {**PAIRS, "batch": diagonal, "group": diagonal[::2]}
   return [
     (name, [(*p, BLEND_MODES[n % 3]) for n, p in enumerate(pairs)])
     for name, pairs in chosen.items()

@@ -119,6 +119,27 @@ def test_a_blueprint_that_fits_nowhere_is_refused(assemble):
     assemble(**{"kasmina.blueprints": ("nothing",)})
 
 
+TEXT = {"data.name": "as_you_like_it", "data.train_limit": 64}
+
+
+def test_a_text_takes_a_host_that_reads_it_and_no_augmentation(assemble):
+  parts = assemble(**{**TEXT, "host.name": "gpt", "data.context": 16})
+  tokens = parts.data.train_images[:2]
+  assert parts.steps.preprocess(tokens, jax.random.key(0)) is tokens
+  assert parts.growth.slots["slot1"].form == (
+    (16, 8),
+    "float32",
+    "tokens",
+    True,
+  )
+  with pytest.raises(InputError, match="mlp, which reads images.* one of gpt"):
+    assemble(**TEXT)
+  with pytest.raises(InputError, match="gpt, which reads text.*digits.* mlp,"):
+    assemble(**{"host.name": "gpt"})
+  with pytest.raises(InputError, match="augment is flip but .*no images: set"):
+    assemble(**{**TEXT, "host.name": "gpt", "data.augment": "flip"})
+
+
 MODULES = {
   "fine": "from esper_jax.kasmina.blueprints import *\nMADE = True\n",
   "broken": "raise KeyError('a   b')\n",
