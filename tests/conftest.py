@@ -35,3 +35,24 @@ def pytest_collection_modifyitems(items):
   for item in items:
     if item.get_closest_marker("full"):
       item.add_marker(pytest.mark.skip(reason="long; make test-all runs it"))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _few_programs():
+  """Lets go of compiled programs before the system runs out of mappings.
+
+  Each program that XLA compiles for the CPU holds several of the memory
+  mappings that Linux grants a process, 65,530; beyond it, it crashes.
+  """
+  yield
+  if _mappings() > 20_000:
+    jax.clear_caches()
+    gc.collect()
+
+
+def _mappings() -> int:
+  try:
+    with open("/proc/self/maps", "rb") as lines:
+      return sum(1 for _ in lines)
+  except OSError:  # not Linux
+    return 0
