@@ -154,8 +154,20 @@ def grow(
     result,
     {"params": params, **collections, **({"seeds": seeds} if seeds else {})},
     trainer.parts.host,
-    lambda examples: trainer.parts.steps.preprocess(examples, None),
+    _reader(trainer.parts.steps.preprocess),
   )
+
+
+def _reader(preprocess: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+  """Preprocessing of examples in the form in which they were given."""
+
+  def read(examples: Any) -> jax.Array:
+    x = jnp.asarray(examples)
+    if x.dtype == jnp.uint8 and x.ndim == 3:  # as `data.given.read` takes them
+      x = x[..., jnp.newaxis]
+    return preprocess(x, None)
+
+  return read
 
 
 def make_config(changes: Mapping[str, Any]) -> ConfigDict:

@@ -4,12 +4,21 @@ import re
 import runpy
 from pathlib import Path
 
+import jax
 import numpy as np
+import pytest
 
 from esper_jax.kasmina import blueprints
 from esper_jax.types import SlotSpec, Stage
 
 ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(autouse=True)
+def _as_a_reader_runs_it():
+  with jax.numpy_dtype_promotion("standard"):
+    with jax.numpy_rank_promotion("allow"):
+      yield
 
 
 def blocks(name: str) -> list[tuple[int, str]]:
