@@ -1,6 +1,6 @@
 """Writes a grown network as a module of plain Flax Linen, for people to read.
 
-Possible for the hosts of the registry with the blueprints that come with the
+Possible for hosts of the registry with the blueprints that come with the
 project, on images and vectors.
 """
 
@@ -13,6 +13,7 @@ from esper_jax.export import layout, plain_layers
 from esper_jax.export.lineage import MODULE
 from esper_jax.hosts.mlp import MLP
 from esper_jax.hosts.registry import make_host
+from esper_jax.knobs import GIVEN
 from esper_jax.types import InputError
 
 # Blueprint -> (class, the constructor's arguments from the parameters).
@@ -73,6 +74,12 @@ Norm = Callable[[jax.Array, str], jax.Array]
 
 def unsupported(topology: Mapping[str, Any]) -> str:
   """Why a network has no plain module, in one line; "" where it has one."""
+  if topology["host"]["name"] == GIVEN:
+    return (
+      f"no {MODULE}: the model is your own ({topology['host']['title']}), and"
+      " plain Flax is written for the project's hosts alone; use"
+      " esper_jax.load_grown(DIR, model=...) or the StableHLO program"
+    )
   strange = sorted(
     {
       record["blueprint"]

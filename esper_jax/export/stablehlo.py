@@ -6,7 +6,10 @@ from collections.abc import Iterator
 import jax
 from jax import export
 
+from esper_jax.export.lineage import PROGRAM
 from esper_jax.export.network import GrownNetwork
+from esper_jax.knobs import GIVEN
+from esper_jax.types import InputError
 from esper_jax.urza import dispatch
 
 PLATFORMS = ("cpu", "cuda")
@@ -17,16 +20,29 @@ def serialize(network: GrownNetwork) -> bytes:
 
   References stand in place of kernels, so the program needs no code of ours:
   `jax.export.deserialize(data).call(images)`.
+
+  Raises:
+    InputError: a user's model cannot be lowered so.
   """
   (batch,) = export.symbolic_shape("batch")
-  shape = network.topology["input"]["shape"][1:]
-  images = jax.ShapeDtypeStruct((batch, *shape), "uint8")
+  form = network.topology["input"]
+  images = jax.ShapeDtypeStruct((batch, *form["shape"][1:]), form["dtype"])
   constants = jax.device_get(network.variables)
-  with dispatch.using(None), _no_locations():
-    program = export.export(
-      jax.jit(lambda images: network.apply(constants, images)),
-      platforms=PLATFORMS,
-    )(images)
+  try:
+    with dispatch.using(None), _no_locations():
+      program = export.export(
+        jax.jit(lambda images: network.apply(constants, images)),
+        platforms=PLATFORMS,
+      )(images)
+  except Exception as error:  # a user's code raises anything
+    if network.topology["host"]["name"] != GIVEN:
+      raise
+    reason = (str(error).splitlines() or [""])[0]
+    raise InputError(
+      f"no {PROGRAM}: the model cannot be lowered for any batch size on"
+      f" {' and '.join(PLATFORMS)} ({type(error).__name__}: {reason}); write"
+      " shapes by x.shape[0], and export again"
+    ) from error
   return bytes(program.serialize())
 
 
@@ -43,5 +59,5 @@ def _no_locations() -> Iterator[None]:
 
 
 def run(data: bytes, images: jax.Array) -> jax.Array:
-  """Runs a serialized program on images uint8 [batch, ...]."""
+  """Runs a serialized program on raw examples [batch, ...]."""
   return export.deserialize(bytearray(data)).call(images)
