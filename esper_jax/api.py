@@ -6,11 +6,10 @@ It makes what `main.py` makes of a config, and runs the same trainer.
 import contextlib
 import dataclasses
 import functools
-import inspect
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
@@ -21,7 +20,7 @@ from esper_jax import config as config_lib
 from esper_jax import defaults
 from esper_jax.data import given as given_data
 from esper_jax.data.datasets import NAMES
-from esper_jax.hosts.host import Host, from_linen
+from esper_jax.hosts.host import Host, from_model
 from esper_jax.kasmina import blueprints as kasmina
 from esper_jax.kasmina.blueprints import Blueprint
 from esper_jax.knobs import GIVEN, KNOBS, SOURCES
@@ -34,6 +33,9 @@ from esper_jax.tolaria.objective import Objective, PerExample, classification
 from esper_jax.tolaria.state import evaluation_view
 from esper_jax.tolaria.trainer import Callback, Trainer
 from esper_jax.types import InputError, PyTree
+
+if TYPE_CHECKING:
+  from esper_jax.export.writing import Exported
 
 RUNS = Path("runs")  # where fresh run directories are made
 _ACCURACY = "accuracy"  # the metric that growth and the governor look at
@@ -58,6 +60,8 @@ class Grown:
   variables: dict[str, PyTree] = dataclasses.field(repr=False)
   host: Host = dataclasses.field(repr=False)
   preprocess: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
+  _given: Given = dataclasses.field(repr=False)
+  _place: Path = dataclasses.field(repr=False)  # workdir, absolute
 
   def predict(self, examples: Any) -> jax.Array:
     """Outputs of the grown network, [n, ...], for examples [n, ...] as given.
@@ -65,6 +69,28 @@ class Grown:
     One program is compiled for each number of examples.
     """
     return self._predict(self.variables, jnp.asarray(examples))
+
+  def export(self, to: str | Path) -> "Exported":
+    """Takes the network home, as `python -m esper_jax.export` does.
+
+    What is written is the newest whole checkpoint of `workdir`, checked on the
+    CPU, in float32 to 1e-4 of the largest output; see docs/export.md.
+
+    Args:
+      to: the folder to make; it must not be there, or be empty.
+
+    Returns:
+      The folder, the content of export.json, the head of the lineage, and
+      notes: what could not be written, and why.
+
+    Raises:
+      InputError: the folder or the run directory cannot be used.
+      RunFailedError: a format does not give what training gives; nothing is
+        left of the folder.
+    """
+    from esper_jax.export import writing  # flatbuffers, safetensors ...
+
+    return writing.export_run(self._place, to, given=self._given)
 
   @functools.cached_property
   def _predict(self) -> Callable[[dict[str, PyTree], jax.Array], jax.Array]:
@@ -137,13 +163,14 @@ def grow(
     _set(changes, "kasmina.blueprints", _named(blueprints), "blueprints")
   whole = make_config(changes)
   given["objective"] = _objective(loss, metrics, whole)
+  instead = Given(**given, variables=variables)
   with _directory(workdir, given["title"]) as path:
     trainer = Trainer(
       whole,
       path,
       display=Console(verbosity),
       callbacks=callbacks,
-      given=Given(**given, variables=variables),
+      given=instead,
     )
   for sink in events:
     trainer.bus.subscribe(sink, required=True)
@@ -155,6 +182,8 @@ def grow(
     {"params": params, **collections, **({"seeds": seeds} if seeds else {})},
     trainer.parts.host,
     _reader(trainer.parts.steps.preprocess),
+    instead,
+    path.absolute(),
   )
 
 
@@ -209,29 +238,10 @@ def _take_model(
       f"grow(): config['{of_host[0]}'] is for the hosts of main.py; build the"
       " model as you want it"
     )
-  if isinstance(model, nn.Module):
-    _check_call(model)
-    given["host"], given["title"] = from_linen(model), type(model).__name__
-  elif isinstance(model, Host):
-    given["host"], given["title"] = model, "host"
-  else:
-    kind = model.__name__ if isinstance(model, type) else type(model).__name__
-    raise InputError(
-      f"grow(): the model is {kind}; give an instance of a Flax Linen module,"
-      " such as Net(), or a host: from_nnx(...) makes one of Flax NNX"
-    )
+  given["host"] = from_model(model)
+  own = isinstance(model, nn.Module)
+  given["title"] = type(model).__name__ if own else "host"
   changes["host.name"] = GIVEN
-
-
-def _check_call(model: nn.Module) -> None:
-  parameters = inspect.signature(type(model).__call__).parameters
-  if "train" not in parameters and not any(
-    p.kind is p.VAR_KEYWORD for p in parameters.values()
-  ):
-    raise InputError(
-      f"grow(): {type(model).__name__}.__call__ takes no 'train'; write def"
-      " __call__(self, x, *, train=False), and tell dropout, norms and slots"
-    )
 
 
 def _take_data(

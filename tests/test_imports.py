@@ -25,7 +25,8 @@ LEVELS = (
   ("tolaria",),
   ("simic",),
   ("nissa",),
-  ("api", "export", "doctor", "command_line"),
+  ("export",),
+  ("api", "doctor", "command_line"),
 )
 LEVEL_OF = {part: n for n, level in enumerate(LEVELS) for part in level}
 # The only ones that may know what a config looks like.

@@ -70,19 +70,46 @@ def normalize(
   """Scale bytes to zero mean and unit variance per channel.
 
   Args:
-    images: uint8 [batch, height, width, channels].
+    images: uint8 [batch, height, width, channels], or [batch, height, width].
     mean: per channel, in units of 255.
     std: as mean, positive.
     dtype: of the result; the arithmetic is float32.
 
   Returns:
-    dtype, shape of images.
+    dtype [batch, height, width, channels].
   """
+  if images.ndim == 3:
+    images = images[..., np.newaxis]
   shape = (1, 1, 1, images.shape[-1])
   shift = np.asarray(mean, np.float32).reshape(shape)
   scale = np.asarray(std, np.float32).reshape(shape)
   x = images.astype(jnp.float32) * np.float32(1 / 255)
   return ((x - shift) / scale).astype(dtype)
+
+
+def to_input(
+  examples: jax.Array,
+  mean: Sequence[float],
+  std: Sequence[float],
+  dtype: jnp.dtype | type = jnp.float32,
+) -> jax.Array:
+  """Examples as a data set has them, as a network reads them.
+
+  Args:
+    examples: uint8 [batch, height, width, channels], or without channels where
+      they are gray; or float or int [batch, ...].
+    mean: of bytes, see `normalize`.
+    std: as mean.
+    dtype: of the computation.
+
+  Returns:
+    Bytes normalized, floats in dtype, integers as they are.
+  """
+  if examples.dtype == jnp.uint8:
+    return normalize(examples, mean, std, dtype)
+  if jnp.issubdtype(examples.dtype, jnp.floating):
+    return examples.astype(dtype)
+  return examples
 
 
 def augment(

@@ -15,6 +15,7 @@ Writes the grown network of a run directory, without anything that only growth
 needs: weights.safetensors and topology.json (esper_jax.load_grown), model.py
 (plain Flax), network.stablehlo (jax.export; CPU and CUDA, any batch size), and
 lineage.json, its history. Each is checked against the trained network.
+What esper_jax.grow returns for a model of yours has .export(DIR) instead.
 
   python -m esper_jax.export RUN --to=DIR
   python -m esper_jax.export verify DIR [--head=SHA256]

@@ -63,18 +63,22 @@ class Folded(NamedTuple):
 
 def fold(
   view: tuple[PyTree, Mapping[str, PyTree], Mapping[str, Any]],
-  module: nn.Module,
+  module: nn.Module | None,
   slots: SlotTable,
 ) -> Folded:
   """Turns what is evaluated in training into plain variables.
 
   Args:
     view: (params, collections, seeds), see `state.evaluation_view`.
-    module: the host.
+    module: the host; None where it is a user's.
     slots: its slot table.
   """
   params, collections, seeds = jax.device_get(view)
-  variables = {"params": params, **collections}
+  variables = {
+    name: layout.nested(layout.to_named(tree, ""))
+    for name, tree in {"params": params, **collections}.items()
+  }
+  taken = {module for tree in variables.values() for module in tree}
   live: dict[Path, _Group] = {path: {} for path in slots}
   for (path, key), seed in all_seeds(seeds).items():
     if float(seed.alpha) != 0 and float(seed.isolation) == 0:
@@ -91,7 +95,7 @@ def fold(
         merged.append({**record, "into": list(into)})
     for group in groups:
       for key, seed in group.items():
-        name = layout.seed_name(path, key)
+        name = layout.seed_name(path, key, taken)
         _add(variables, name, seed)
         records.append(
           {
@@ -114,7 +118,7 @@ def shortest(value: Any) -> float:
   return float(str(np.float32(value)))
 
 
-def readers(module: nn.Module, slot: Path) -> tuple[str, ...]:
+def readers(module: nn.Module | None, slot: Path) -> tuple[str, ...]:
   """The layers that read a slot, if all are linear and nothing else does.
 
   Returns:

@@ -19,9 +19,13 @@ from esper_jax.types import InputError, PyTree
 SEED_STATE = "seed_state"  # collection of what blueprints of users keep
 
 
-def seed_name(slot: str, key: str) -> str:
-  """The module name of a seed."""
-  return f"{slot.replace('/', '_')}_{key}"
+def seed_name(slot: str, key: str, taken: set[str]) -> str:
+  """The module name of a seed; it and its gate's are then taken."""
+  name = f"{slot.replace('/', '_')}_{key}"
+  while {name, gate_name(name)} & taken:
+    name += "_"
+  taken |= {name, gate_name(name)}
+  return name
 
 
 def gate_name(seed: str) -> str:

@@ -13,6 +13,7 @@ from esper_jax.export import layout, plain_layers
 from esper_jax.export.lineage import MODULE
 from esper_jax.hosts.mlp import MLP
 from esper_jax.hosts.registry import make_host, reads_tokens
+from esper_jax.knobs import GIVEN
 from esper_jax.types import InputError
 
 # Blueprint -> (class, the constructor's arguments from the parameters).
@@ -79,6 +80,12 @@ def unsupported(topology: Mapping[str, Any]) -> str:
       f"no {MODULE}: host '{host}' reads text, and plain Flax is written for"
       " hosts that read images alone; use esper_jax.load_grown or the StableHLO"
       " program"
+    )
+  if host == GIVEN:
+    return (
+      f"no {MODULE}: the model is your own ({topology['host']['title']}), and"
+      " plain Flax is written for the project's hosts alone; use"
+      " esper_jax.load_grown(DIR, model=...) or the StableHLO program"
     )
   strange = sorted(
     {

@@ -6,7 +6,10 @@ from collections.abc import Iterator
 import jax
 from jax import export
 
+from esper_jax.export.lineage import PROGRAM
 from esper_jax.export.network import GrownNetwork
+from esper_jax.knobs import GIVEN
+from esper_jax.types import InputError
 from esper_jax.urza import dispatch
 
 PLATFORMS = ("cpu", "cuda")
@@ -17,6 +20,9 @@ def serialize(network: GrownNetwork) -> bytes:
 
   References stand in place of kernels, so the program needs no code of ours:
   `jax.export.deserialize(data).call(images)`.
+
+  Raises:
+    InputError: a user's model cannot be lowered so.
   """
   reads = network.topology["input"]
   limits = [f"time <= {reads['context']}"] if "context" in reads else []
@@ -25,11 +31,21 @@ def serialize(network: GrownNetwork) -> bytes:
   )
   inputs = jax.ShapeDtypeStruct(shape, reads["dtype"])
   constants = jax.device_get(network.variables)
-  with dispatch.using(None), _no_locations():
-    program = export.export(
-      jax.jit(lambda inputs: network.apply(constants, inputs)),
-      platforms=PLATFORMS,
-    )(inputs)
+  try:
+    with dispatch.using(None), _no_locations():
+      program = export.export(
+        jax.jit(lambda inputs: network.apply(constants, inputs)),
+        platforms=PLATFORMS,
+      )(inputs)
+  except Exception as error:  # a user's code raises anything
+    if network.topology["host"]["name"] != GIVEN:
+      raise
+    reason = (str(error).splitlines() or [""])[0]
+    raise InputError(
+      f"no {PROGRAM}: the model cannot be lowered for any batch size on"
+      f" {' and '.join(PLATFORMS)} ({type(error).__name__}: {reason}); write"
+      " shapes by x.shape[0], and export again"
+    ) from error
   return bytes(program.serialize())
 
 

@@ -3,13 +3,14 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 
 from esper_jax.export import folding
 from esper_jax.export.network import SCHEMA, GrownNetwork
+from esper_jax.hosts.host import Host
 from esper_jax.hosts.registry import make_host
 from esper_jax.kasmina import blueprints
-from esper_jax.types import PyTree, SlotTable
+from esper_jax.types import InputError, PyTree, SlotTable
 
 
 def build(
@@ -19,36 +20,38 @@ def build(
   *,
   reads: Mapping[str, Any],
   modules: Sequence[str] = (),
+  given: Host | None = None,
 ) -> GrownNetwork:
   """Makes the network that is exported.
 
   Args:
     view: (params, collections, seeds) as training evaluates them.
-    host: arguments of `make_host`, slots left out; "dtype" is a name.
+    host: see `restoring.Restored`.
     slots: the host's slot table.
-    reads: see `images` and `tokens`.
+    reads: see `images`, `tokens` and `examples`.
     modules: that register blueprints of the run.
+    given: the host, where it is a user's.
+
+  Raises:
+    InputError: a user's model gives no single array.
   """
-  arguments = dict(host)
-  dtype = jnp.dtype(arguments.pop("dtype"))
-  module = make_host(**arguments, dtype=dtype)
+  module = None if given else make_host(**host)
   folded = folding.fold(view, module, slots)
   topology = {
     "schema": SCHEMA,
     "input": dict(reads),
-    "output": {
-      "meaning": "logits",
-      "dtype": "float32",
-      "shape": [*_symbols(reads["shape"]), arguments["num_classes"]],
+    "host": {
+      name: list(value) if isinstance(value, tuple) else value
+      for name, value in host.items()
     },
-    "host": {**arguments, "dtype": str(dtype)}
-    | {"inner_widths": list(arguments["inner_widths"])},
     "parameters": blueprints.count(folded.variables["params"]),
     "seeds": folded.seeds,
     "merged": folded.merged,
     "modules": list(modules),
   }
-  return GrownNetwork(topology, folded.variables)
+  network = GrownNetwork(topology, folded.variables, given)
+  topology["output"] = _output(network)
+  return network
 
 
 def images(
@@ -70,6 +73,15 @@ def images(
   }
 
 
+def examples(shape: Sequence[int], dtype: str) -> dict[str, Any]:
+  """The input of a user's model that reads no images, of one example."""
+  return {
+    "meaning": "raw examples, as training had them",
+    "dtype": dtype,
+    "shape": ["batch", *shape],
+  }
+
+
 def tokens(context: int, vocabulary: str) -> dict[str, Any]:
   """The input of a network that reads text.
 
@@ -86,5 +98,18 @@ def tokens(context: int, vocabulary: str) -> dict[str, Any]:
   }
 
 
-def _symbols(shape: Sequence[Any]) -> list[str]:
-  return [size for size in shape if isinstance(size, str)]
+def _output(network: GrownNetwork) -> dict[str, Any]:
+  host, form = network.topology["host"], network.topology["input"]
+  if "num_classes" in host:
+    symbols = [size for size in form["shape"] if isinstance(size, str)]
+    shape = [*symbols, host["num_classes"]]
+    return {"meaning": "logits", "dtype": "float32", "shape": shape}
+  raw = jax.ShapeDtypeStruct((2, *form["shape"][1:]), form["dtype"])
+  out: Any = jax.eval_shape(network, raw)
+  if not hasattr(out, "shape"):
+    raise InputError(
+      f"the model gives a {type(out).__name__}; what is exported gives one"
+      " array: return that of inference alone where train is False"
+    )
+  shape = ["batch", *out.shape[1:]]
+  return {"meaning": "outputs", "dtype": str(out.dtype), "shape": shape}

@@ -23,10 +23,13 @@ from esper_jax.export.lineage import (
   WEIGHTS,
 )
 from esper_jax.export.network import GrownNetwork, load_grown
+from esper_jax.hosts.host import Host
 from esper_jax.hosts.registry import reads_tokens
+from esper_jax.knobs import GIVEN
 from esper_jax.oona.jsonl import explain_write_errors
 from esper_jax.oona.jsonl import plain as plain_json
 from esper_jax.tolaria import restoring, workdir
+from esper_jax.tolaria.given import NOTHING, Given
 from esper_jax.tolaria.restoring import Restored
 from esper_jax.tolaria.state import count_parameters, evaluation_view
 from esper_jax.types import InputError, RunFailedError
@@ -54,7 +57,11 @@ class Exported(NamedTuple):
 
 
 def export_run(
-  run: str | os.PathLike, to: str | os.PathLike, *, data_dir: str = ""
+  run: str | os.PathLike,
+  to: str | os.PathLike,
+  *,
+  data_dir: str = "",
+  given: Given = NOTHING,
 ) -> Exported:
   """Writes the grown network of a run.
 
@@ -62,16 +69,34 @@ def export_run(
     run: the run directory, finished or interrupted.
     to: the folder to make; it must not be there, or be empty.
     data_dir: see `restoring.restore`.
+    given: see `restoring.restore`.
 
   Raises:
-    InputError: one of them cannot be used.
+    InputError: one of them cannot be used, or JAX may not use the CPU, whose
+      arithmetic is float32 to the last bit.
     RunFailedError: a format does not give what training gives, or the folder
       cannot be written; nothing is left of it.
   """
   folder = Path(to).absolute()
   if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-    raise InputError(f"{folder} is there already; give another folder as --to")
-  restored = restoring.restore(Path(run), data_dir=data_dir)
+    raise InputError(f"{folder} is there already; give another folder")
+  with jax.default_device(_cpu()):
+    restored = restoring.restore(Path(run), data_dir=data_dir, given=given)
+    return _write(folder, restored)
+
+
+def _cpu() -> jax.Device:
+  try:
+    return jax.local_devices(backend="cpu")[0]
+  except RuntimeError as error:
+    raise InputError(
+      "an export is made and checked on the CPU, which JAX may not use here"
+      f" (JAX_PLATFORMS is '{os.environ.get('JAX_PLATFORMS', '')}'); add cpu to"
+      " it, as in JAX_PLATFORMS=cuda,cpu, and export again"
+    ) from error
+
+
+def _write(folder: Path, restored: Restored) -> Exported:
   history = lineage.changes(
     restored.path / "events.jsonl", before=restored.next_event
   )
@@ -85,8 +110,8 @@ def export_run(
     unfinished.mkdir()
   try:
     with explain_write_errors(folder):
-      write_formats(unfinished, network)
-    report = _report(unfinished, restored, network)
+      refused = write_formats(unfinished, network)
+    report = _report(unfinished, restored, network, refused)
     with explain_write_errors(folder):
       workdir.write_json(unfinished / REPORT, report)
       story = _lineage(unfinished, restored, history)
@@ -101,20 +126,26 @@ def export_run(
 
 
 def compare(
-  folder: Path, inputs: jax.Array, expected: np.ndarray
+  folder: Path,
+  inputs: jax.Array,
+  expected: np.ndarray,
+  model: Host | None = None,
 ) -> dict[str, float]:
   """Runs every format that a folder has, as its user would.
 
   Args:
     folder: of the export.
     inputs: what the network reads, see `GrownNetwork`.
-    expected: float32, the training network's logits.
+    expected: float32 [batch, ...], the training network's outputs.
+    model: see `load_grown`.
 
   Returns:
-    Format -> largest absolute difference of a logit; NaN where either is.
+    Format -> largest absolute difference of an output; NaN where either is.
   """
   formats: dict[str, Callable[[], Any]] = {
-    "load_grown": lambda: jax.jit(load_grown(folder).__call__)(inputs),
+    "load_grown": lambda: jax.jit(load_grown(folder, model=model).__call__)(
+      inputs
+    ),
     MODULE: lambda: _run_plain(folder / MODULE, inputs),
     PROGRAM: lambda: stablehlo.run((folder / PROGRAM).read_bytes(), inputs),
   }
@@ -124,7 +155,7 @@ def compare(
     if name == "load_grown" or (folder / name).exists()
   }
   return {
-    name: float(np.abs(np.asarray(run()) - expected).max())
+    name: float(np.abs(np.asarray(run(), np.float32) - expected).max())
     for name, run in there.items()
   }
 
@@ -151,34 +182,56 @@ def _network(restored: Restored) -> GrownNetwork:
   if reads_tokens(restored.host["name"]):
     reads = topology.tokens(restored.host["context"], data.vocabulary)
   else:
-    shape = data.train_images.shape[1:]
-    reads = topology.images(shape, data.mean, data.std)
+    shape, dtype = data.train_images.shape[1:], data.train_images.dtype
+    reads = topology.examples(shape, str(dtype))
+    if dtype == np.uint8:
+      reads = topology.images(shape, data.mean, data.std)
   return topology.build(
     evaluation_view(restored.state),
     restored.host,
     parts.growth.slots,
     reads=reads,
     modules=restored.modules,
+    given=_model(restored),
   )
 
 
-def write_formats(folder: Path, network: GrownNetwork) -> None:
-  """Writes weights, topology, program and, where there is one, plain module.
+def _model(restored: Restored) -> Host | None:
+  given = restored.host["name"] == GIVEN
+  return restored.parts.host if given else None
+
+
+def write_formats(folder: Path, network: GrownNetwork) -> dict[str, str]:
+  """Writes weights, topology, program and plain module.
 
   Args:
     folder: that exists.
     network: to write.
+
+  Returns:
+    File name -> why it was not written.
   """
+  refused = {}
   (folder / WEIGHTS).write_bytes(layout.to_bytes(network.variables))
   workdir.write_json(folder / TOPOLOGY, network.topology)
-  (folder / PROGRAM).write_bytes(stablehlo.serialize(network))
-  if not plain.unsupported(network.topology):
+  try:
+    (folder / PROGRAM).write_bytes(stablehlo.serialize(network))
+  except InputError as error:
+    refused[PROGRAM] = str(error)
+  reason = plain.unsupported(network.topology)
+  if reason:
+    refused[MODULE] = reason
+  else:
     text = plain.source(network.topology, network.variables)
     (folder / MODULE).write_text(text, encoding="utf-8")
+  return refused
 
 
 def _report(
-  folder: Path, restored: Restored, network: GrownNetwork
+  folder: Path,
+  restored: Restored,
+  network: GrownNetwork,
+  refused: dict[str, str],
 ) -> dict[str, Any]:
   """The content of export.json, if every format gives what training gives."""
   batch = restored.parts.validation[0]
@@ -186,15 +239,14 @@ def _report(
   expected = _trained(restored, images)
   largest = float(np.abs(expected).max())
   bound = TOLERANCE[network.topology["host"]["dtype"]] * max(1.0, largest)
-  differences = compare(folder, images, expected)
+  differences = compare(folder, images, expected, _model(restored))
   for name, difference in differences.items():
     if not difference <= bound:  # NaN is refused too
       raise RunFailedError(
-        f"{name} is not the network that was trained: a logit differs by"
+        f"{name} is not the network that was trained: an output differs by"
         f" {difference:.2g} on {batch.count} validation examples, more than"
         f" {bound:.2g}; nothing was written"
       )
-  refused = plain.unsupported(network.topology)
   return {
     "run": restored.path.name,
     "status": restored.status,
@@ -203,12 +255,12 @@ def _report(
     "parameters_trained": count_parameters(restored.state),
     "parameters_exported": network.topology["parameters"],
     "examples": batch.count,
-    "largest_logit": largest,
+    "largest_output": largest,
     "tolerance": bound,
     "max_abs_difference": differences,
-    "refused": {MODULE: refused} if refused else {},
+    "refused": refused,
     "platforms": list(stablehlo.PLATFORMS),
-    "checked_on": jax.default_backend(),
+    "checked_on": next(iter(images.devices())).platform,
     "versions": {"jax": jax.__version__, "flax": flax.__version__},
   }
 
@@ -222,7 +274,8 @@ def _trained(restored: Restored, images: jax.Array) -> np.ndarray:
     return parts.host.apply(*view, x, train=False, key=None)[0]
 
   with dispatch.using(None):
-    return np.asarray(jax.jit(forward)(evaluation_view(restored.state), images))
+    outputs = jax.jit(forward)(evaluation_view(restored.state), images)
+    return np.asarray(outputs, np.float32)
 
 
 def _lineage(

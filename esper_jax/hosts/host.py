@@ -1,12 +1,13 @@
 """A host as two functions, so that nothing downstream knows its framework."""
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
 
-from esper_jax.types import PyTree
+from esper_jax.types import InputError, PyTree
 
 
 class Host(NamedTuple):
@@ -22,6 +23,31 @@ class Host(NamedTuple):
 
   init: Callable[[jax.Array, jax.Array], tuple[PyTree, dict[str, PyTree]]]
   apply: Callable[..., tuple[jax.Array, dict[str, PyTree], dict[str, Any]]]
+
+
+def from_model(model: Any) -> Host:
+  """A user's Flax Linen module as a host; a host as it is.
+
+  Raises:
+    InputError: it is neither, or its `__call__` takes no `train`.
+  """
+  if isinstance(model, Host):
+    return model
+  if not isinstance(model, nn.Module):
+    kind = model.__name__ if isinstance(model, type) else type(model).__name__
+    raise InputError(
+      f"the model is {kind}; give an instance of a Flax Linen module, such as"
+      " Net(), or a host: from_nnx(...) makes one of Flax NNX"
+    )
+  parameters = inspect.signature(type(model).__call__).parameters
+  if "train" not in parameters and not any(
+    p.kind is p.VAR_KEYWORD for p in parameters.values()
+  ):
+    raise InputError(
+      f"{type(model).__name__}.__call__ takes no 'train'; write def"
+      " __call__(self, x, *, train=False), and tell dropout, norms and slots"
+    )
+  return from_linen(model)
 
 
 def from_linen(module: nn.Module) -> Host:

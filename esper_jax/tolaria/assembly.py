@@ -338,12 +338,7 @@ def _preprocess(config: ConfigDict, data: Dataset, dtype: Any) -> Any:
   )
 
   def preprocess(images: jax.Array, key: jax.Array | None) -> jax.Array:
-    if images.dtype == jnp.uint8:
-      x = augment.normalize(images, data.mean, data.std, dtype)
-    elif jnp.issubdtype(images.dtype, jnp.floating):
-      x = images.astype(dtype)
-    else:
-      x = images
+    x = augment.to_input(images, data.mean, data.std, dtype)
     if key is None or not ops:
       return x
     return augment.augment(

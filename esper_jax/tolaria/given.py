@@ -64,22 +64,13 @@ def check_variables(
     InputError: a leaf is missing, unknown to the host, or of another shape or
       kind of number.
   """
-  shapes = jax.eval_shape(host.init, jax.random.key(0), example)
-  wanted = _named({"params": shapes[0], **shapes[1]})
+  shapes = shapes_of(host, example)
+  wanted = _named(shapes)
   found = _named(unfreeze(dict(variables)))
-  different = {
-    name: f"{_form(found[name])} where the model has {_form(leaf)}"
-    for name, leaf in wanted.items()
-    if name in found and _form(found[name]) != _form(leaf)
-  }
-  problems = [
-    *_problem("missing", [name for name in wanted if name not in found]),
-    *_problem("unknown", [name for name in found if name not in wanted]),
-    *_problem("different", [f"{k} {text}" for k, text in different.items()]),
-  ]
+  problems = misfit(shapes, found)
   if problems:
     raise InputError(
-      f"variables do not fit the model: {'; '.join(problems)}. Give what"
+      f"variables do not fit the model: {problems}. Give what"
       " model.init(...) gives, {'params': ...} and its other collections, of a"
       " network that has not grown"
     )
@@ -88,9 +79,40 @@ def check_variables(
     digest.update(f"{name}{_form(found[name])}".encode())
     digest.update(found[name].tobytes())
   leaves = [jnp.array(found[name], leaf.dtype) for name, leaf in wanted.items()]
-  tree = jax.tree.structure({"params": shapes[0], **shapes[1]})
-  filled = jax.tree.unflatten(tree, leaves)
+  filled = jax.tree.unflatten(jax.tree.structure(shapes), leaves)
   return Start(filled.pop("params"), filled, digest.hexdigest())
+
+
+def shapes_of(host: Host, example: Any) -> dict[str, PyTree]:
+  """Collection -> tree of shapes, as the host's `init` gives them.
+
+  Args:
+    host: only traced.
+    example: a preprocessed batch of one, or its shape.
+  """
+  params, others = jax.eval_shape(host.init, jax.random.key(0), example)
+  return {"params": params, **others}
+
+
+def misfit(wanted: PyTree, found: PyTree) -> str:
+  """Where variables are not those of a model; "" where they are.
+
+  Args:
+    wanted: collection -> tree of shapes or arrays, the model's.
+    found: collection -> tree of arrays.
+  """
+  own, others = _named(wanted), _named(found)
+  different = [
+    f"{name} {_form(others[name])} where the model has {_form(leaf)}"
+    for name, leaf in own.items()
+    if name in others and _form(others[name]) != _form(leaf)
+  ]
+  problems = [
+    *_problem("missing", [name for name in own if name not in others]),
+    *_problem("unknown", [name for name in others if name not in own]),
+    *_problem("different", different),
+  ]
+  return "; ".join(problems)
 
 
 def _named(tree: PyTree) -> dict[str, Any]:

@@ -6,9 +6,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
+from esper_jax.knobs import GIVEN
 from esper_jax.tolaria import assembly, checkpoints, recovery, workdir
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.checkpoints import Checkpoint, Damage
+from esper_jax.tolaria.given import NOTHING, Given
 from esper_jax.tolaria.state import TrainState
 from esper_jax.tolaria.workdir import Workdir
 from esper_jax.types import InputError
@@ -22,6 +24,7 @@ class Restored(NamedTuple):
     status: of result.json; "unfinished" where there is none.
     parts: what the run is made of, its policy aside.
     host: arguments of `hosts.registry.make_host`, slots left out; plain values.
+      Of a host that was given: name ("given"), title and dtype.
     modules: that register blueprints of the run.
     seed: of the run.
     state: the training state.
@@ -46,17 +49,21 @@ class Restored(NamedTuple):
   config_hash: str
 
 
-def restore(path: str | Path, *, data_dir: str = "") -> Restored:
+def restore(
+  path: str | Path, *, data_dir: str = "", given: Given = NOTHING
+) -> Restored:
   """Reads the network of a run that was finished or interrupted.
 
   Args:
     path: the run directory.
     data_dir: folder (of a text: file) of the run's data, where it is no longer
       where the config says; "" is the config's own.
+    given: what the run was given in place of what its config names; its policy
+      and first variables are not used.
 
   Raises:
-    InputError: it is no run directory, has no whole checkpoint, or its data
-      or blueprints are not there.
+    InputError: it is no run directory, has no whole checkpoint, or its data,
+      its blueprints or a model of the user's are not there.
   """
   work = Workdir(Path(path).absolute(), lock=-1)
   document = workdir.read_json(work.config)
@@ -64,6 +71,13 @@ def restore(path: str | Path, *, data_dir: str = "") -> Restored:
     raise InputError(
       f"{work.path} is not a run directory (it has no config.json of a run);"
       " give the directory that --workdir named"
+    )
+  if given.host is None and document["config"]["host"]["name"] == GIVEN:
+    raise InputError(
+      f"{work.path} is a run of esper_jax.grow with a model of yours, which can"
+      " not be read from there; in Python, call grow(...) as before with"
+      f" workdir='{work.path}' (a run that is complete returns at once), then"
+      " .export(DIR) of what it returns"
     )
   loaded, damaged = checkpoints.latest_good(work.checkpoints)
   if loaded is None:
@@ -73,23 +87,27 @@ def restore(path: str | Path, *, data_dir: str = "") -> Restored:
       " command again until it has saved one"
     )
   config = _without_growth(document, data_dir)
-  data = assembly.load_data(config)
+  given = given._replace(policy=None, variables=None)
+  data = assembly.load_data(config, given)
   if data.sha256 != document.get("data_sha256"):
     raise InputError(
       f"{work.path} is a run on other data: its SHA-256 is"
       f" {document.get('data_sha256')} there and {data.sha256} here; give the"
       " folder of that run's data"
     )
-  parts = assembly.assemble(config, data)
+  parts = assembly.assemble(config, data, given)
   state = recovery.state_from_checkpoint(
     loaded, lambda: assembly.new_state(config, parts), parts
   )
+  host = assembly.host_arguments(config, data.num_classes)
+  if given.host is not None:
+    host = {"name": GIVEN, "title": given.title, "dtype": host["dtype"]}
   result = workdir.read_json(work.result) or {}
   return Restored(
     path=work.path,
     status=result.get("status", "unfinished"),
     parts=parts,
-    host=assembly.host_arguments(config, data.num_classes),
+    host=host,
     modules=tuple(config.urza.modules),
     seed=config.seed,
     state=state,

@@ -144,7 +144,7 @@ def test_a_network_that_differs_is_not_written(fickle, tmp_path, capsys):
   to = tmp_path / "out"
   assert command_line.main([str(trainer._store.path), f"--to={to}"]) == 1
   error = capsys.readouterr().err
-  assert "is not the network that was trained: a logit differs by" in error
+  assert "is not the network that was trained: an output differs by" in error
   assert [p.name for p in tmp_path.iterdir()] == ["run"]
 
 
