@@ -253,7 +253,9 @@ def _take_data(
   elif str(data) in NAMES:
     _set(changes, "data.name", str(data), "data")
   elif str(data).startswith(SOURCES):
-    _set(changes, "data.source", str(data), "data")
+    kind, _, path = str(data).partition(":")
+    place = Path(path).expanduser().absolute()  # a notebook changes folders
+    _set(changes, "data.source", f"{kind}:{place}", "data")
   else:
     raise InputError(
       f"grow(): data is '{data}'; give arrays, 'folder:PATH', 'text:PATH', or"

@@ -96,7 +96,9 @@ class GPT(nn.Module):
       dtype=self.dtype,
       name="tokens",
     )(x)
-    x = x + positions[None, :time].astype(self.dtype)
+    # Not [:time]: a program is exported with time as a symbol.
+    positions = jax.lax.slice_in_dim(positions, 0, time)
+    x = x + positions[None].astype(self.dtype)
     for n in range(1, self.depth + 1):
       x = Block(self.width, self.heads, self.dtype, name=f"block{n}")(x)
       if f"slot{n}" in self.slots:

@@ -126,6 +126,7 @@ def _without_growth(document: dict[str, Any], data_dir: str) -> ConfigDict:
   with config.ignore_type():
     config.tamiyo.policy = "never"
     config.tamiyo.policy_path = ""
+    config.tamiyo.schedule = ()
     config.tamiyo.replay = config.tamiyo.replay_permute = ""
     config.tamiyo.replay_final = False
     kind, colon, _ = config.data.source.partition(":")
