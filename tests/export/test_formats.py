@@ -198,7 +198,7 @@ def test_a_gpt_takes_texts_of_any_length_up_to_its_context(grown, tmp_path):
     expected = network.logits(tokens)
     assert np.allclose(jax.jit(loaded.__call__)(tokens), expected, atol=1e-4)
     assert np.allclose(program.call(tokens), expected, atol=1e-4)
-  with pytest.raises(ValueError, match="time"):
+  with pytest.raises(ValueError, match="time|shapes"):
     program.call(jnp.zeros((1, 7), jnp.int32))
 
 
