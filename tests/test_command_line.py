@@ -223,10 +223,10 @@ def test_help_lists_everything(monkeypatch, capsys):
     assert f"\n  --{flag}" in text
   assert text.count("(default: ") == 1 + len(switches)
   assert "(required)" in text
-  for name in ("digits", "cifar10", "cifar100"):
+  for name in ("digits", "cifar10", "cifar100", "char_gpt"):
     assert f"\n  configs/{name}.py\n" in text
   assert "base.py\n" not in text
-  assert text.count("      :smoke ") == 3
+  assert text.count("      :smoke ") == 4
   assert "\n  0  the run completed" in text
   examples = text.partition("Examples:")[2].replace("\\\n", "")
   commands = [
@@ -235,7 +235,7 @@ def test_help_lists_everything(monkeypatch, capsys):
     if line.startswith("  python main.py")
   ]
   assert commands == [f"python main.py {a}" for _, a in command_line.EXAMPLES]
-  assert len(commands) == 6
+  assert len(commands) == 7
 
 
 def test_every_example_parses(monkeypatch):

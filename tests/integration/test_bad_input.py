@@ -114,7 +114,7 @@ def refused(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
     (
       [DIGITS, "--config.host.name=resnet10"],
       "must be one of resnet8, resnet18, resnet20, resnet32, resnet34,"
-      " resnet56, mlp; the nearest is resnet18",
+      " resnet56, mlp, gpt; the nearest is resnet18",
     ),
     ([DIGITS, "--config.data.download=perhaps"], "must be True or False"),
     ([DIGITS, "--config.data.augment=crop,rotate"], "a list out of crop,flip"),
