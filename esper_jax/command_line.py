@@ -365,6 +365,7 @@ def never_grown(config: ConfigDict) -> ConfigDict:
   control = config.copy_and_resolve_references()
   with control.unlocked():
     control.tamiyo.policy = "never"
+    control.tamiyo.policy_path = ""
     control.tamiyo.replay = control.tamiyo.replay_permute = ""
     control.tamiyo.replay_final = False
   return control.lock()

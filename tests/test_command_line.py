@@ -322,6 +322,13 @@ def test_control_differs_in_its_policy_alone():
   }
 
 
+def test_the_control_of_a_learned_policy_reads_no_file():
+  config = parse(DIGITS).config
+  config.tamiyo.policy, config.tamiyo.policy_path = "learned", "a-name"
+  control = config_lib.validate(command_line.never_grown(config))
+  assert control.tamiyo.policy_path == ""
+
+
 def test_failed_run_exits_with_1(tmp_path, capsys):
   arguments = [
     f"{DIGITS}:smoke",
