@@ -35,6 +35,7 @@ class Actor(NamedTuple):
     entropy: distribution -> float32 [], nats, all heads together.
     decisions: (distribution, choice) -> Decisions.
     choice: (observation, Decisions) -> choice; the inverse, for imitation.
+    drawn: whether a policy in use draws its choice; else it takes the mode.
   """
 
   init: Callable[[jax.Array], PyTree]
@@ -45,6 +46,7 @@ class Actor(NamedTuple):
   entropy: Callable[[PyTree], jax.Array]
   decisions: Callable[[PyTree, PyTree], Decisions]
   choice: Callable[[Observation, Decisions], PyTree]
+  drawn: bool = False
 
 
 class Record(NamedTuple):
@@ -73,19 +75,27 @@ def drawing(actor: Actor, params: PyTree) -> Decide:
   return decide
 
 
-def greedy(actor: Actor, params: PyTree) -> Decide:
-  """Makes the `Decide` that takes the network's likeliest choice."""
+def using(actor: Actor, params: PyTree) -> Decide:
+  """Makes the `Decide` of a policy as it is used, not taught."""
 
   def decide(memory, observation, key):
-    del key
     distribution, _ = actor.apply(params, observation)
-    return memory, actor.decisions(distribution, actor.mode(distribution)), ()
+    if actor.drawn:
+      choice = actor.sample(distribution, key)
+    else:
+      choice = actor.mode(distribution)
+    return memory, actor.decisions(distribution, choice), ()
 
   return decide
 
 
 def of_network(
-  described: Any, limits: Limits, sizes: Sizes, *, draws: int = 1
+  described: Any,
+  limits: Limits,
+  sizes: Sizes,
+  *,
+  draws: int = 1,
+  drawn: bool = False,
 ) -> Actor:
   """Makes the actor of Tamiyo's network.
 
@@ -94,6 +104,7 @@ def of_network(
     limits: of the lifecycle, see `tamiyo.features`.
     sizes: of the network.
     draws: germinations at one boundary, at most.
+    drawn: see `Actor`.
   """
   lanes = limits.seeds_per_slot
 
@@ -136,6 +147,7 @@ def of_network(
     entropy=entropy,
     decisions=decisions,
     choice=choice,
+    drawn=drawn,
   )
 
 

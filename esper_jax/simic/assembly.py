@@ -212,6 +212,7 @@ def build(settings: Mapping[str, Any]) -> Parts:
       limits,
       settings["network"],
       draws=others.max_adaptations_per_epoch,
+      drawn=others.temperature > 0,
     ),
     prices=settings["reward"],
     others=others,

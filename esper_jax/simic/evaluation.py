@@ -15,7 +15,7 @@ import numpy as np
 from scipy import stats  # a dependency of JAX
 
 from esper_jax.simic import rollout
-from esper_jax.simic.actor import Actor, greedy
+from esper_jax.simic.actor import Actor, using
 from esper_jax.simic.reward import Prices, returns
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tamiyo import rules
@@ -107,7 +107,7 @@ def make_play(
       policies.from_rule("random", rules.random(coin), coin),
       policies.make("heuristic", **settings._asdict()),
     ]
-    own = greedy(actor, params)
+    own = using(actor, params)
 
     def decide(memory, observation, key):
       _, first, _ = own((), observation, key)

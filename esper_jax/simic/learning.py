@@ -90,12 +90,12 @@ def examine(
   pool: Trials,
   prices: Prices,
 ) -> tuple[jax.Array, Trajectory]:
-  """Lets the network decide greedily in every environment of a pool.
+  """Lets the network decide, as it is used, in every environment of a pool.
 
   Returns:
     (float32 [environments] returns, the `Trajectory`).
   """
-  decide = acting.greedy(actor, params)
+  decide = acting.using(actor, params)
   trajectory = rollout.population(
     lambda key: rollout.play(environment, decide, (), key, key), pool.keys
   )

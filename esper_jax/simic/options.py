@@ -38,6 +38,7 @@ _WORDS = {
   "training.learner": ("ppo", "evolution"),
   "population.host": ("mlp", "cnn"),
 }
+_ONE_OR_NONE = ("tamiyo.temperature",)
 _AT_MOST_ONE = ("ppo.discount", "ppo.trace", "ppo.moments_rate")
 _ANY_SIGN = ("kasmina.training_gain_sigmas", "tamiyo.plateau_delta")
 _ABOVE_ZERO = ("evolution.deviation", "ppo.clip")
@@ -138,6 +139,8 @@ def _checked(key: str, value: Any, default: Any) -> Any:
     require(abs(value) < float("inf"), "finite")
   if key in _AT_MOST_ONE:
     require(value <= 1, "at most 1")
+  if key in _ONE_OR_NONE:
+    require(value in (0, 1), "0, the likeliest, or 1, as likely as it is")
   if key in _ABOVE_ZERO:
     require(value > 0, "above 0")
   return value

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 
 from esper_jax.simic import rollout
-from esper_jax.simic.actor import Actor, greedy
+from esper_jax.simic.actor import Actor, using
 from esper_jax.simic.learning import Learner
 from esper_jax.simic.reward import Prices, returns
 from esper_jax.simic.rollout import Trajectory, Trials
@@ -233,7 +233,7 @@ def _make_watch(actor: Actor, environment: Any) -> Callable[..., Trajectory]:
   """Builds (parameters, keys, whether it decides at all) -> Trajectory."""
 
   def watch(params, keys, decides):
-    own = greedy(actor, params)
+    own = using(actor, params)
 
     def decide(memory, observation, key):
       memory, decisions, record = own(memory, observation, key)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.simic import rollout
-from esper_jax.simic.actor import of_network
+from esper_jax.simic.actor import of_network, using
 from esper_jax.tamiyo import traits
 from esper_jax.tamiyo.features import Limits
 from esper_jax.tamiyo.network import Sizes
@@ -46,3 +46,22 @@ def test_a_choice_comes_back_from_its_decisions():
   assert jnp.isfinite(value).all()
   assert (log_prob <= 1e-6).all()
   assert (log_prob > -100).all()  # nothing that is not legal was drawn
+
+
+def test_a_policy_in_use_draws_where_it_is_told_to():
+  _, observation = toy.ENVIRONMENT.reset(jax.random.key(0))
+  legal = jnp.ones_like(observation.legal)
+  observation = observation.replace(legal=legal, growths_left=jnp.int32(8))
+  params, keys = (
+    ACTOR.init(jax.random.key(0)),
+    jax.random.split(jax.random.key(1), 32),
+  )
+
+  def chosen(actor):
+    decide = using(actor, params)
+    return toy.fast_jit(
+      jax.vmap(lambda k: decide((), observation, k)[1].action)
+    )(keys)
+
+  assert len(np.unique(chosen(ACTOR), axis=0)) == 1
+  assert len(np.unique(chosen(ACTOR._replace(drawn=True)), axis=0)) > 4

@@ -79,6 +79,15 @@ def test_all_settings_come_back_through_json():
   assert options.read({}, overrides, assembly.DEFAULTS) == settings
 
 
+def test_a_policy_draws_or_takes_the_likeliest():
+  for value, drawn in (("0", 0.0), ("1.0", 1.0)):
+    overrides = (f"tamiyo.temperature={value}",)
+    settings = options.read({}, overrides, assembly.DEFAULTS)
+    assert settings["tamiyo"].temperature == drawn
+  with pytest.raises(InputError, match="must be 0, the likeliest, or 1"):
+    options.read({}, ("tamiyo.temperature=0.5",), assembly.DEFAULTS)
+
+
 def test_what_the_lifecycle_decides_is_given_to_the_policies():
   settings = options.read({}, ("kasmina.max_growths=3",), assembly.DEFAULTS)
   assert settings["tamiyo"].max_growths == 3

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from esper_jax.simic import rollout
-from esper_jax.simic.actor import greedy
+from esper_jax.simic.actor import using
 from tests.simic import toy
 
 KEYS = 4
@@ -35,7 +35,7 @@ np.savez(sys.argv[1], *jax.tree.leaves(out))
 def played(keys):
   """Outcomes of growing in some environments."""
   params = toy.ACTOR.init(jax.random.key(1))
-  decide = greedy(toy.ACTOR, params)
+  decide = using(toy.ACTOR, params)
   return rollout.population(
     lambda key: rollout.play(toy.ENVIRONMENT, decide, (), key, key).outcome,
     keys,
