@@ -33,7 +33,7 @@ def place(tmp_path_factory) -> Path:
   place = tmp_path_factory.mktemp("place")
   (place / "configs").symlink_to(ROOT / "configs")
   rng = np.random.default_rng(1)
-  for n in range(400):
+  for n in range(600):
     image = place / "data" / "images" / f"class{n % 10}" / f"{n}.png"
     image.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(rng.integers(0, 256, (9, 9), np.uint8)).save(image)
