@@ -4,7 +4,7 @@ Command: python main.py --config=configs/char_gpt.py
 
 Profiles:
   :gpu    (default) the same as :cpu; no accelerator is needed
-  :cpu    a GPT of one block, width 32
+  :cpu    a GPT of one block, width 32, 24 epochs; see docs/char_gpt.md
   :smoke  two training steps, 2 CPU cores: does it all run?
 """
 
