@@ -175,5 +175,5 @@ def test_a_source_is_divided_like_any_data_set(root, tmp_path):
   )
   assert (other.test_images == data.test_images).all()
   assert other.sha256 == data.sha256
-  with pytest.raises(InputError, match="valid are folder:PATH, and empty"):
+  with pytest.raises(InputError, match="valid are folder:PATH, text:PATH, and"):
     datasets.load("cifar10", source="given")
