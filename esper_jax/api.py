@@ -61,7 +61,6 @@ class Grown:
   host: Host = dataclasses.field(repr=False)
   preprocess: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
   _given: Given = dataclasses.field(repr=False)
-  _place: Path = dataclasses.field(repr=False)  # workdir, absolute
 
   def predict(self, examples: Any) -> jax.Array:
     """Outputs of the grown network, [n, ...], for examples [n, ...] as given.
@@ -90,7 +89,7 @@ class Grown:
     """
     from esper_jax.export import writing  # flatbuffers, safetensors ...
 
-    return writing.export_run(self._place, to, given=self._given)
+    return writing.export_run(self.workdir, to, given=self._given)
 
   @functools.cached_property
   def _predict(self) -> Callable[[dict[str, PyTree], jax.Array], jax.Array]:
@@ -183,7 +182,6 @@ def grow(
     trainer.parts.host,
     _reader(trainer.parts.steps.preprocess),
     instead,
-    path.absolute(),
   )
 
 
