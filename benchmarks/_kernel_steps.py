@@ -21,8 +21,8 @@ from esper_jax.kasmina import surgery
 from esper_jax.tolaria import assembly, steps
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.state import TrainState
-from esper_jax.urza import dispatch, evidence, measurement, timing
-from esper_jax.urza.dispatch import Dispatcher
+from esper_jax.urza import dispatch, evidence, measurement, orders, timing
+from esper_jax.urza.dispatch import Dispatcher, Fallback
 
 SLOT_TARGET = 1.3  # reference / kernel, of the time that the slots take
 # Blueprints that must reach SLOT_TARGET.
@@ -63,28 +63,37 @@ def time_steps(
   parts = assembly.assemble(config, assembly.load_data(config))
   bare = assembly.new_state(config, parts)
   batch = config.data.batch_size
-  found = {}
+  lowered, args, told = {}, {}, {}
+
+  def lower(name: Any, state: TrainState, chosen: Dispatcher | None) -> None:
+    args[name] = step_arguments(parts, state, batch)
+    # A new function for each: what is traced depends on the dispatcher.
+    step = steps.make_train_step(parts.host, parts.steps)
+    with dispatch.using(chosen):
+      program = jax.jit(step, donate_argnums=(0, 1)).lower(*args[name])
+    lowered[name] = program
+
+  lower("bare", bare, None)
   for blueprint, count in seeds.items():
     state = plant_all(bare, parts, blueprint, count)
-    arms = {
-      "bare": (bare, None),
-      "reference": (state, None),
-      "kernel": (state, dispatcher),
-    }
-    blocks = {}
-    for name, (own, chosen) in arms.items():
-      args = step_arguments(parts, own, batch)
-      # A new function for each: what is traced depends on the dispatcher.
-      step = steps.make_train_step(parts.host, parts.steps)
-      with dispatch.using(chosen):
-        lowered = jax.jit(step, donate_argnums=(0, 1)).lower(*args)
-      blocks[name] = step_block(lowered.compile(), args, effort.calls)
-    interleaved(blocks, 1)  # warm-up
+    lower((blueprint, "reference"), state, None)
+    lower((blueprint, "kernel"), state, dispatcher)
+    told[blueprint] = dispatcher.fallbacks()
+  programs = orders.each(lambda program: program.compile(), lowered.values())
+  blocks = {
+    name: step_block(program, args[name], effort.calls)
+    for name, program in zip(lowered, programs, strict=True)
+  }
+  found = {}
+  for blueprint, count in seeds.items():
+    own = {name: blocks[blueprint, name] for name in ("reference", "kernel")}
+    own["bare"] = blocks["bare"]
+    interleaved(own, 1)  # warm-up
     seconds = {
-      name: [s / effort.calls for s in own]
-      for name, own in interleaved(blocks, effort.rounds).items()
+      name: [s / effort.calls for s in taken]
+      for name, taken in interleaved(own, effort.rounds).items()
     }
-    found[blueprint] = compare(blueprint, count, seconds, dispatcher)
+    found[blueprint] = compare(blueprint, count, seconds, told[blueprint])
   return found
 
 
@@ -113,7 +122,7 @@ def compare(
   blueprint: str,
   count: int,
   seconds: Mapping[str, Sequence[float]],
-  dispatcher: Dispatcher,
+  fallbacks: Sequence[Fallback],
 ) -> dict[str, Any]:
   """Compares the steps of one blueprint and prints the result.
 
@@ -121,9 +130,9 @@ def compare(
     blueprint: its name.
     count: seeds in each slot.
     seconds: of "bare", "reference" and "kernel", paired by round.
-    dispatcher: says which references took a kernel's place.
+    fallbacks: references that took a kernel's place.
   """
-  told = [f"{f.kernel}: {f.reason}" for f in dispatcher.fallbacks()]
+  told = [f"{f.kernel}: {f.reason}" for f in fallbacks]
   ratios = np.divide(seconds["reference"], seconds["kernel"]).tolist()
   row: dict[str, Any] = {
     "seeds": count,

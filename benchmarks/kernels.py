@@ -32,6 +32,7 @@ from benchmarks._kernel_steps import ratio_of, resnet18, text_of, time_steps
 from esper_jax import command_line
 from esper_jax.types import InputError
 from esper_jax.urza import (
+  evidence,
   launching,
   measurement,
   orders,
@@ -219,6 +220,22 @@ def _row(artefact: Artefact, batch: int) -> dict[str, Any]:
   }
 
 
+def _refusal(
+  registry: Registry, artefact: Artefact, device: Device, first_use: probe.Probe
+) -> str:
+  """Why an artefact cannot be used on a device; probes what nobody probed."""
+  records = registry.record(artefact.key).evidence
+  known_by = device.kind, device.driver, device.jaxlib
+  if evidence.probed(records, *known_by):
+    return ""
+  verdict = first_use(artefact.key, device)
+  return "" if verdict.ok else verdict.reason
+
+
+def _compile(lowered: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: program.compile() for name, program in lowered.items()}
+
+
 Launcher = Callable[[Any, Loaded, Device], launching.Launch]
 """As `launching.launcher`."""
 
@@ -249,20 +266,27 @@ def time_kernels(
   first_use = first_use or probe.make_probe(registry)
   bandwidth = 1e-9 * timing.copy_bandwidth(copy_bytes, calls=effort.calls)
   print(f"{device.kind}: copies at {bandwidth:.0f} GB/s")
-  rows = []
+  rows, ready = [], []
   for artefact in artefacts:
     row = _row(artefact, batch)
     rows.append(row)
-    verdict = first_use(artefact.key, device)
-    if not verdict.ok:
-      row |= {"status": "probe failed", "reason": verdict.reason}
-      print(f"  {row['name']}: probe failed: {verdict.reason}")
+    reason = _refusal(registry, artefact, device, first_use)
+    if reason:
+      row |= {"status": "probe failed", "reason": reason}
+      print(f"  {row['name']}: probe failed: {reason}")
       continue
     kernel, dtype, constants = parts_of(artefact)
-    args = samples(kernel, dtype, constants, *row["shape"])
+    args = kernel.arguments(dtype, constants, *row["shape"])
     launch = launcher(kernel, Loaded(*registry.load(artefact.key)), device)
-    own = jax.device_put(args)
-    seconds = measurement.time_alone(kernel, own, launch, effort)
+    pair = {"kernel": launch, "reference": kernel.reference}
+    lowered = {n: measurement.lower_alone(f, args) for n, f in pair.items()}
+    ready.append((row, artefact, lowered))
+  # All are compiled before any is timed.
+  compiled = list(orders.each(lambda one: _compile(one[2]), ready))
+  for (row, artefact, _), programs in zip(ready, compiled, strict=True):
+    kernel, dtype, constants = parts_of(artefact)
+    args = jax.device_put(samples(kernel, dtype, constants, *row["shape"]))
+    seconds = measurement.time_programs(programs, args, effort)
     ratios = np.divide(seconds["reference"], seconds["kernel"]).tolist()
     kernel_s = float(np.median(seconds["kernel"]))
     speed = 1e-9 * row["bytes"] / kernel_s

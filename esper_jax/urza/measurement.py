@@ -19,6 +19,8 @@ from esper_jax.urza.launching import Launch
 from esper_jax.urza.samples import FAR, samples
 from esper_jax.urza.timing import Noise
 
+REPEATS = 8  # of what is timed alone, in one program
+
 Tracing = Callable[[], contextlib.AbstractContextManager[Any]]
 """Makes the context in which a step is traced with kernels."""
 
@@ -162,15 +164,40 @@ def time_alone(
   Returns:
     "kernel" and "reference" -> seconds of a call, of each round.
   """
+  functions = {"kernel": launch, "reference": kernel.reference}
   programs = {
-    "kernel": jax.jit(lambda *a: launch(*a)),
-    "reference": jax.jit(lambda *a: kernel.reference(*a)),
+    name: lower_alone(function, args).compile()
+    for name, function in functions.items()
   }
+  return time_programs(programs, args, effort)
+
+
+def lower_alone(
+  function: Callable[..., tuple[Any, ...]], args: tuple[Any, ...]
+) -> Any:
+  """Lowers a program that calls a launch or a reference REPEATS times.
+
+  Args:
+    function: to be called.
+    args: arrays, or their shapes.
+  """
+  return jax.jit(timing.each_of(function)).lower(*[args] * REPEATS)
+
+
+def time_programs(
+  programs: Mapping[str, Any], args: tuple[Any, ...], effort: Effort
+) -> dict[str, list[float]]:
+  """Times programs of `lower_alone`, compiled, in turn.
+
+  Returns:
+    name -> seconds of one call of the function, of each round.
+  """
   blocks = {
-    name: timing.block(program.lower(*args).compile(), args, effort.calls)
+    name: timing.block(program, [args] * REPEATS, effort.calls)
     for name, program in programs.items()
   }
-  return timing.in_turn(blocks, effort.rounds)
+  seconds = timing.in_turn(blocks, effort.rounds)
+  return {name: [s / REPEATS for s in own] for name, own in seconds.items()}
 
 
 def _time_step(

@@ -16,6 +16,21 @@ def test_a_block_returns_the_seconds_of_one_call():
   assert calls == [7] * 5
 
 
+def test_calls_with_the_same_arguments_stay_calls_of_their_own():
+  a = np.arange(64.0, dtype=np.float32).reshape(8, 8)
+  tuples = [(a, a)] * 3
+  own = timing.each_of(lambda a, b: (a @ b, a))
+  program = jax.jit(own).lower(*tuples).compile()
+  once = jax.jit(lambda a, b: (a @ b, a)).lower(a, a).compile()
+  flops = [p.cost_analysis()["flops"] for p in (program, once)]
+  assert flops[0] == 3 * flops[1] > 0
+  results = program(*tuples)
+  assert len(results) == 3
+  for product, same in results:
+    np.testing.assert_allclose(product, a @ a)
+    np.testing.assert_array_equal(same, a)
+
+
 def test_programs_take_turns():
   order = []
 
