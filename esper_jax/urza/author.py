@@ -60,7 +60,8 @@ def build(
 ) -> list[str]:
   """Compiles what the registry lacks, with its `static` evidence.
 
-  Of the ways to cut the work, the first that fits the target is taken. A
+  Of the ways to cut the work, the first that fits the target and does not
+  spill is taken, or that which spills least. A
   kernel that does not compile keeps no other from being built.
 
   Args:
@@ -145,20 +146,29 @@ def _handles(kernel: Kernel) -> set[str]:
 
 def _make(registry: Registry, request: Request) -> str:
   """Sees that a request is met; says how."""
-  form, reason = request.form, "it has no tiles"
-  for tiles in request.kernel.tiles(form):
-    spec = spec_of(request.kernel, form, tiles, request.target)
+  ways = list(request.kernel.tiles(request.form))
+  if not ways:
+    raise CompilationError("it has no tiles")
+  fitting = []
+  for tiles in ways:
+    spec = spec_of(request.kernel, request.form, tiles, request.target)
     records = _known(registry, spec.key)
-    fits = [r["ok"] for r in records if r["kind"] == "static"]
-    if all(fits) and fits:
-      return f"{spec.key[:12]} is there"
-    if not fits:
-      made = compile_spec(request.kernel, spec)
-      if made.facts["ok"]:
-        _store(registry, made)
-        return f"{spec.key[:12]} built, {_figures(made)}"
-    reason = f"no tiles fit sm_{request.target}; the last need too much memory"
-  raise CompilationError(reason)
+    static = [record for record in records if record["kind"] == "static"]
+    made = None if static else compile_spec(request.kernel, spec)
+    facts = static[-1] if made is None else made.facts
+    if facts["ok"]:
+      fitting.append((facts["spills"], len(fitting), spec, made))
+      if not facts["spills"]:
+        break
+  if not fitting:
+    raise CompilationError(
+      f"no tiles fit sm_{request.target}; the last need too much memory"
+    )
+  _, _, spec, made = min(fitting, key=lambda way: way[:2])
+  if made is None:
+    return f"{spec.key[:12]} is there"
+  _store(registry, made)
+  return f"{spec.key[:12]} built, {_figures(made)}"
 
 
 def _known(registry: Registry, key: str) -> Sequence[Mapping[str, Any]]:
