@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from esper_jax.urza import dispatch
-from esper_jax.urza.kernels import depthwise_backward, norm_backward, plain
+from esper_jax.urza.kernels import depthwise_forward, norm_backward, plain
 from esper_jax.urza.kernels.plain import along as along
 from esper_jax.urza.kernels.plain import normalize as normalize
 
@@ -46,7 +46,7 @@ def conv(
   height, width, fan_in, out = kernel.shape
   if fan_in == 1 and groups == out == x.shape[-1]:
     if (height, width, stride) == (3, 3, 1):
-      return depthwise_backward.depthwise3x3(*dispatch.level(x, kernel))
+      return depthwise_forward.depthwise3x3(*dispatch.level(x, kernel))
     return plain.depthwise(x, kernel, stride)
   kernel = kernel.astype(x.dtype)
   if (height, width, stride, groups) == (1, 1, 1, 1):

@@ -17,7 +17,7 @@ from jax import lax
 from esper_jax.urza.kernel import Kernel
 from esper_jax.urza.kernels import (
   blend_forward,
-  depthwise_backward,
+  depthwise_forward,
   lowrank_forward,
   norm_backward,
 )
@@ -190,7 +190,7 @@ def _depthwise_init(draw, constants, c):
 
 
 def _depthwise(own: Parameters, x: jax.Array) -> jax.Array:
-  return depthwise_backward.depthwise3x3(x, own["kernel"])
+  return depthwise_forward.depthwise3x3(x, own["kernel"])
 
 
 def _group_norm(own: Parameters, x: jax.Array) -> jax.Array:
@@ -216,7 +216,9 @@ OPERATIONS = {
     _lowrank,
   ),
   "blend": Operation(("blend_forward", "blend_backward"), _scale_init, _blend),
-  "depthwise": Operation(("depthwise_backward",), _depthwise_init, _depthwise),
+  "depthwise": Operation(
+    ("depthwise_forward", "depthwise_backward"), _depthwise_init, _depthwise
+  ),
   "group_norm": Operation(("group_norm_backward",), _norm_init, _group_norm),
   "layer_norm": Operation(("layer_norm_backward",), _norm_init, _layer_norm),
 }

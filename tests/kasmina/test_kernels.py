@@ -16,16 +16,7 @@ from esper_jax.kasmina.slot import Seed, apply_seeds, blend, contribution, fork
 from esper_jax.types import SlotSpec
 from esper_jax.urza import dispatch
 from esper_jax.urza.dispatch import Dispatcher
-from esper_jax.urza.kernels import (
-  blend_backward,
-  blend_forward,
-  depthwise_backward,
-  group_norm_backward,
-  layer_norm_backward,
-  lowrank_backward,
-  lowrank_forward,
-  lowrank_weights,
-)
+from esper_jax.urza.kernels.catalogue import KERNELS
 from esper_jax.urza.registry import open_registry
 from tests.urza import handmade
 from tests.urza.lowered import for_cuda, launches
@@ -38,19 +29,6 @@ LOWRANK = (
   "lowrank_weights",
 )
 BLEND = ("blend_forward", "blend_backward")
-KERNELS = {
-  module.KERNEL.name: module.KERNEL
-  for module in (
-    blend_backward,
-    blend_forward,
-    depthwise_backward,
-    group_norm_backward,
-    layer_norm_backward,
-    lowrank_backward,
-    lowrank_forward,
-    lowrank_weights,
-  )
-}
 IMAGE = SlotSpec("slot", (5, 4, C), "float32", "nhwc")
 VECTOR = SlotSpec("slot", (C,), "float32", "features")
 
@@ -234,7 +212,11 @@ def kernels_in_slot(code, spec, batch, **seeds):
 @pytest.mark.parametrize(
   ("name", "spec", "kernels"),
   [
-    ("depthwise", IMAGE, ("depthwise_backward", "group_norm_backward")),
+    (
+      "depthwise",
+      IMAGE,
+      ("depthwise_forward", "depthwise_backward", "group_norm_backward"),
+    ),
     ("norm", IMAGE, ("group_norm_backward",)),
     ("norm", VECTOR, ("layer_norm_backward",)),
     ("dense", VECTOR, ("layer_norm_backward",)),
@@ -285,6 +267,7 @@ def test_what_has_no_kernel_is_run_as_ever_and_told(stored):
   assert dispatcher is not None
   assert {fallback.kernel for fallback in dispatcher.fallbacks()} == {
     "lowrank_forward",
+    "depthwise_forward",
     "depthwise_backward",
     "group_norm_backward",
   }

@@ -102,6 +102,7 @@ def test_a_step_contains_the_stored_code(step, registry):
     "lowrank_weights": 2,
     "blend_forward": 3,  # norm, depthwise and conv3x3
     "blend_backward": 3,
+    "depthwise_forward": 1,
     "depthwise_backward": 1,
     "group_norm_backward": 3,
     "layer_norm_backward": 0,
@@ -122,7 +123,7 @@ def test_a_step_takes_what_the_package_ships(step):
     # That of float32, which later devices run as well.
     assert all(b".target sm_75" in ptx for ptx in codes)
     assert {ptx for ptx in codes for m in found if ptx in m} == {*codes}
-    assert len(found) == 16
+    assert len(found) == 17
 
 
 def test_damage_leaves_the_step_as_it_was_and_is_told_once(
@@ -143,6 +144,7 @@ def test_damage_leaves_the_step_as_it_was_and_is_told_once(
   assert {kernel for kernel, _ in told} == {
     "lowrank_forward",
     "blend_forward",
+    "depthwise_forward",
     "depthwise_backward",
     "group_norm_backward",
   }

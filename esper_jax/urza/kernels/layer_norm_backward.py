@@ -82,6 +82,9 @@ def _form(x, scale, bias, g) -> Form:
 def _tiles(form: Form) -> tuple[Tiles, ...]:
   channels = dict(form.constants)["C"]
   block = 1 << (channels - 1).bit_length()
+  cuts = [(8, 4), (16, 4), (8, 2), (8, 8)]
+  if channels > 128:
+    cuts[:2] = reversed(cuts[:2])  # the quickest of seven on an H200
   return tuple(
     {
       "BC": block,
@@ -89,7 +92,7 @@ def _tiles(form: Form) -> tuple[Tiles, ...]:
       "num_warps": warps,
       "num_stages": 1,
     }
-    for each, warps in ((8, 4), (8, 2), (16, 4), (8, 8))
+    for each, warps in cuts
   )
 
 

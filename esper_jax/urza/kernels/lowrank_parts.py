@@ -6,8 +6,8 @@ Ranks are padded to a power of two, 16 or more, as a matrix unit wants.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +19,8 @@ MAX_CHANNELS = 512
 MAX_RANK = 64
 MAX_SEEDS = 4
 _MAX_ELEMENTS = 2**31  # offsets are int32
+
+_Choice = TypeVar("_Choice")
 
 SHIPPED = tuple(
   {"C": c, "R": max(2, c // 8), "S": s}
@@ -149,3 +151,21 @@ def contribution(x: jax.Array, down: jax.Array, up: jax.Array) -> jax.Array:
     up: float [R, C].
   """
   return (x @ down.astype(x.dtype)) @ up.astype(x.dtype)
+
+
+def first(
+  quickest: Mapping[tuple[int, int], _Choice],
+  constants: Mapping[str, int],
+  others: Sequence[_Choice],
+) -> list[_Choice]:
+  """Ways to cut the work: the quickest, if it is known, and the others.
+
+  Args:
+    quickest: (channels, seeds) -> a way, for constants that are shipped.
+    constants: of the form.
+    others: in order.
+  """
+  known = quickest.get((constants["C"], constants["S"]))
+  if known is None or dict(constants) not in SHIPPED:
+    return list(others)
+  return [known, *(way for way in others if way != known)]

@@ -14,6 +14,7 @@ from esper_jax.urza.kernels import (
   blend_backward,
   blend_forward,
   depthwise_backward,
+  depthwise_forward,
   group_norm_backward,
   layer_norm_backward,
 )
@@ -24,6 +25,7 @@ DTYPES = ("float32", "bfloat16")
 INTERPRETED = (
   blend_forward.KERNEL,
   blend_backward.KERNEL,
+  depthwise_forward.KERNEL,
   depthwise_backward.KERNEL,
   group_norm_backward.KERNEL,
   layer_norm_backward.KERNEL,

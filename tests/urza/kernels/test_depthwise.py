@@ -10,12 +10,15 @@ from esper_jax.urza import dispatch
 from esper_jax.urza.dispatch import Dispatcher
 from esper_jax.urza.kernel import Unsuitable
 from esper_jax.urza.kernels import plain
-from esper_jax.urza.kernels.depthwise_backward import KERNEL, depthwise3x3
+from esper_jax.urza.kernels.catalogue import KERNELS
+from esper_jax.urza.kernels.depthwise_forward import depthwise3x3
 from esper_jax.urza.registry import open_registry
 from tests.urza import handmade
 from tests.urza.lowered import for_cuda, launches
 
 C = 16
+FORWARD, BACKWARD = "depthwise_forward", "depthwise_backward"
+KERNEL = KERNELS[BACKWARD]
 
 
 def drawn(dtype, batch=2, height=5, width=3):
@@ -85,37 +88,48 @@ def test_without_a_dispatcher_the_program_is_the_plain_one():
   assert str(got) == str(expected)
 
 
-def test_with_a_stored_kernel_only_the_gradient_takes_it(tmp_path):
+@pytest.mark.parametrize(
+  "stored", [(FORWARD,), (BACKWARD,), (FORWARD, BACKWARD)], ids="+".join
+)
+def test_each_way_takes_its_kernel_if_it_is_stored(tmp_path, stored):
   x, kernel, g = drawn("bfloat16")
   plainly = gradients(x, kernel, g)
   registry = open_registry(layers=[tmp_path / "urza"])
-  registry.put(*handmade.artefact(KERNEL, x, kernel, g))
+  for name in stored:
+    args = (x, kernel) if name == FORWARD else (x, kernel, g)
+    registry.put(*handmade.artefact(KERNELS[name], *args))
   dispatcher = Dispatcher(registry, handmade.H100, require="nothing")
   with dispatch.using(dispatcher):
-    assert not launches(for_cuda(lambda *a: depthwise3x3(*a), x, kernel))
+    forward = for_cuda(lambda *a: depthwise3x3(*a), x, kernel)
+    assert len(launches(forward)) == (FORWARD in stored)
     lowered = for_cuda(lambda *a: gradients.__wrapped__(*a), x, kernel, g)
-    assert len(launches(lowered)) == 1
+    assert len(launches(lowered)) == len(stored)
     here = jax.jit(lambda *a: gradients.__wrapped__(*a))(x, kernel, g)
   for one, two in zip(here, plainly, strict=True):
     np.testing.assert_array_equal(one, two)
-  assert dispatcher.fallbacks() == []
+  missing = {fallback.kernel for fallback in dispatcher.fallbacks()}
+  assert missing == {FORWARD, BACKWARD} - {*stored}
 
 
-def test_unsuitable_arguments_are_refused():
-  x, kernel, g = KERNEL.arguments("float32", {"C": C}, 2, 3, 5)
+@pytest.mark.parametrize("name", [FORWARD, BACKWARD])
+def test_unsuitable_arguments_are_refused(name):
+  own = KERNELS[name]
+  x, kernel, *g = own.arguments("float32", {"C": C}, 2, 3, 5)
   with pytest.raises(Unsuitable, match="no image"):
     flat = jax.ShapeDtypeStruct((2, 3, C), x.dtype)
-    KERNEL.form(flat, kernel, flat)
+    own.form(flat, kernel, *[flat for _ in g])
   with pytest.raises(Unsuitable, match="parameter"):
-    KERNEL.form(x, jax.ShapeDtypeStruct((1, 1, 1, C), x.dtype), g)
+    own.form(x, jax.ShapeDtypeStruct((1, 1, 1, C), x.dtype), *g)
   for channels in (24, 1024):
     with pytest.raises(Unsuitable, match="channels"):
-      KERNEL.form(*KERNEL.arguments("float32", {"C": channels}, 2, 3, 5))
+      own.form(*own.arguments("float32", {"C": channels}, 2, 3, 5))
 
 
-def test_channels_are_cut_without_a_rest():
+@pytest.mark.parametrize("name", [FORWARD, BACKWARD])
+def test_channels_are_cut_without_a_rest(name):
+  own = KERNELS[name]
   for channels in (48, 80, 512):
-    args = KERNEL.arguments("bfloat16", {"C": channels}, 2, 3, 5)
-    for tiles in KERNEL.tiles(KERNEL.form(*args)):
+    args = own.arguments("bfloat16", {"C": channels}, 2, 3, 5)
+    for tiles in own.tiles(own.form(*args)):
       assert channels % tiles["BC"] == 0 and tiles["BC"] >= 16
       assert tiles["BM"] & (tiles["BM"] - 1) == 0
