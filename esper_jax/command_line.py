@@ -17,11 +17,11 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from esper_jax import config as config_lib
+from esper_jax.commands import BAD_INPUT, FAILED, OK
 from esper_jax.knobs import KNOBS, nearest
 from esper_jax.tezzeret import workers
 from esper_jax.types import InputError, RunFailedError
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
 # Flags that set the key of tamiyo that has their name.
 REPLAY = ("replay", "replay_permute", "replay_seed", "replay_final")
 

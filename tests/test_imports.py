@@ -15,6 +15,7 @@ MAX_LINES = 400
 # each other. A part that is new is added here, at its place.
 LEVELS = (
   ("types",),
+  ("commands",),
   ("knobs",),
   ("oona",),
   ("config", "defaults"),
