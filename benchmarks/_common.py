@@ -16,7 +16,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from scipy import stats
 
-from esper_jax import command_line
+from esper_jax import command_line, commands
 from esper_jax.oona import jsonl
 from esper_jax.oona.jsonl import plain
 from esper_jax.tolaria import checkpoints
@@ -34,13 +34,17 @@ _PATIENCE = 30.0  # seconds for a checkpoint to be written
 
 
 @contextlib.contextmanager
-def refusing() -> Iterator[None]:
-  """Ends the process with one line and code 2 where the input is bad."""
+def refusing(text: Callable[[InputError], str] = str) -> Iterator[None]:
+  """Ends the process with one line and code 2 where the input is bad.
+
+  Args:
+    text: what the line says of an error.
+  """
   try:
     yield
   except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(command_line.BAD_INPUT) from error
+    print(f"error: {text(error)}", file=sys.stderr)
+    raise SystemExit(commands.BAD_INPUT) from error
 
 
 class Finished(NamedTuple):
@@ -94,7 +98,7 @@ def load_config(source: str, overrides: Sequence[str]) -> ConfigDict:
   """
   options = command_line.parse(["benchmark", f"--config={source}", *overrides])
   if options is None:
-    raise SystemExit(command_line.OK)
+    raise SystemExit(commands.OK)
   return options.config
 
 

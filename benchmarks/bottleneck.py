@@ -30,7 +30,7 @@ from benchmarks._common import (
   report,
   train,
 )
-from esper_jax.command_line import never_grown
+from esper_jax.control import never_grown
 
 SLOTS = ("slot1_1", "slot2_1", "slot3_1")
 TARGET = 0.8  # share of first choices at the narrowed stage

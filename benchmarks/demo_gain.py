@@ -21,7 +21,7 @@ from benchmarks._common import (
   report,
   train,
 )
-from esper_jax.command_line import never_grown
+from esper_jax.control import never_grown
 
 TARGET = 0.9  # share of the seeds in which growth gains
 

@@ -27,10 +27,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from benchmarks._common import add_json, report
+from benchmarks._common import add_json, refusing, report
 from benchmarks._kernel_steps import ratio_of, resnet18, text_of, time_steps
-from esper_jax import command_line
-from esper_jax.types import InputError
 from esper_jax.urza import (
   evidence,
   launching,
@@ -321,8 +319,5 @@ def time_kernels(
 
 
 if __name__ == "__main__":
-  try:
+  with refusing(orders.in_options):
     main(sys.argv[1:])
-  except InputError as bad:
-    print(f"error: {orders.in_options(bad)}", file=sys.stderr)
-    sys.exit(command_line.BAD_INPUT)

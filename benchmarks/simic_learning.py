@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.evidence.figures import Curve, curves
+from esper_jax import commands
 from esper_jax.oona import jsonl
 from esper_jax.simic.rollout import MOVES
 from esper_jax.types import InputError
@@ -84,6 +85,10 @@ def table(tests: Sequence[Mapping[str, Any]]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
   """Prints the table and writes the figures; returns the exit code."""
+  return commands.run(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
@@ -91,11 +96,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   parser.add_argument("--to", type=Path, help="folder for the figures")
   parser.add_argument("--json", type=Path, help="file for the tests' figures")
   options = parser.parse_args(argv)
-  try:
-    tests = read(options.metrics)
-  except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
+  tests = read(options.metrics)
   if options.to:
     options.to.mkdir(parents=True, exist_ok=True)
     (options.to / "learning.svg").write_text(learning(tests))
@@ -103,7 +104,7 @@ def main(argv: Sequence[str] | None = None) -> int:
   if options.json:
     options.json.write_text(json.dumps(tests, indent=2))
   print(table(tests))
-  return 0
+  return commands.OK
 
 
 if __name__ == "__main__":

@@ -27,9 +27,9 @@ from benchmarks._common import (
   report,
 )
 from esper_jax.data import augment, datasets
-from esper_jax.kasmina import lifecycle
 from esper_jax.simic import environment as env_lib
 from esper_jax.simic import hosts, worlds
+from esper_jax.simic.assembly import LIFE
 from esper_jax.simic.environment import Environment, Setting
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tolaria import optimizers, steps
@@ -38,24 +38,12 @@ from esper_jax.types import HOST_GROUP
 TARGET = 0.2
 WIDTH, DEPTH, STEPS, BATCH, EPOCHS = 32, 4, 50, 32, 20
 NAMES = ("dense", "bottleneck_dense", "lowrank_dense", "norm")
-RULES = lifecycle.Rules(
+RULES = LIFE._replace(
   epochs=EPOCHS,
-  lead_epochs=1,
-  adaptation_frequency=1,
-  max_adaptations_per_epoch=2,
   max_growths=8,
-  seeds_per_slot=1,
-  max_per_slot=1,
-  alpha_curve="linear",
-  blend_epochs=2,
-  min_training_epochs=1,
   max_training_epochs=4,
-  min_holding_epochs=1,
   max_holding_epochs=2,
   embargo_epochs=1,
-  training_gain_sigmas=-2.0,
-  gain_sigmas=2.0,
-  max_gradient_ratio=1e3,
 )
 
 

@@ -175,26 +175,15 @@ def grow(
     trainer.bus.subscribe(sink, required=True)
   result = trainer.train()
   params, collections, seeds = evaluation_view(trainer.run.state)
+  preprocess = trainer.parts.steps.preprocess
   return Grown(
     path,
     result,
     {"params": params, **collections, **({"seeds": seeds} if seeds else {})},
     trainer.parts.host,
-    _reader(trainer.parts.steps.preprocess),
+    lambda examples: preprocess(jnp.asarray(examples), None),
     instead,
   )
-
-
-def _reader(preprocess: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-  """Preprocessing of examples in the form in which they were given."""
-
-  def read(examples: Any) -> jax.Array:
-    x = jnp.asarray(examples)
-    if x.dtype == jnp.uint8 and x.ndim == 3:  # as `data.given.read` takes them
-      x = x[..., jnp.newaxis]
-    return preprocess(x, None)
-
-  return read
 
 
 def make_config(changes: Mapping[str, Any]) -> ConfigDict:

@@ -17,11 +17,12 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from esper_jax import config as config_lib
+from esper_jax.commands import BAD_INPUT, FAILED, OK
+from esper_jax.control import never_grown
 from esper_jax.knobs import KNOBS, nearest
 from esper_jax.tezzeret import workers
 from esper_jax.types import InputError, RunFailedError
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
 # Flags that set the key of tamiyo that has their name.
 REPLAY = ("replay", "replay_permute", "replay_seed", "replay_final")
 
@@ -358,17 +359,6 @@ def _train(options: Options) -> None:
     )
   if options.verbosity and control["status"] == "completed":
     _write(f"\n{result_table({'grown': grown, 'never grown': control})}\n")
-
-
-def never_grown(config: ConfigDict) -> ConfigDict:
-  """The same run with a policy that never grows."""
-  control = config.copy_and_resolve_references()
-  with control.unlocked():
-    control.tamiyo.policy = "never"
-    control.tamiyo.policy_path = ""
-    control.tamiyo.replay = control.tamiyo.replay_permute = ""
-    control.tamiyo.replay_final = False
-  return control.lock()
 
 
 def slow_hint(source: str, backend: str) -> str:

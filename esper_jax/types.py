@@ -1,7 +1,8 @@
 """Records and names that cross package borders.
 
 Everything here is plain data: enumerations, frozen records and the two errors
-that the command line turns into exit codes. Nothing imports upward from here.
+that the command line turns into exit codes; and how errors show an array.
+Nothing imports upward from here.
 """
 
 import dataclasses
@@ -77,6 +78,13 @@ class SlotSpec:
   def form(self) -> tuple[tuple[int, ...], str, str, bool]:
     """The spec without its name: equal for slots that fit the same seeds."""
     return (self.shape, self.dtype, self.kind, self.causal)
+
+
+def form(value: Any) -> str:
+  """Says what an array is, "float32[8, 10]"; of anything else, its type."""
+  if not hasattr(value, "shape"):
+    return f"a {type(value).__name__}"
+  return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
 
 
 class InputError(ValueError):

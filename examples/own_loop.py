@@ -11,31 +11,16 @@ from flax import struct
 from sklearn.datasets import load_digits
 
 from esper_jax import Slot
+from esper_jax.defaults import get_config
 from esper_jax.kasmina import lifecycle, surgery
+from esper_jax.tolaria.growth_options import make_rules
 from esper_jax.types import Stage
 
 # After which epoch the seed comes to which stage; the last is judged below.
 MOVES = {2: Stage.GERMINATED, 4: Stage.BLENDING, 6: Stage.HOLDING}
 EPOCHS, BATCH, SLOT = 8, 64, "middle"
-RULES = lifecycle.Rules(
-  epochs=EPOCHS,
-  lead_epochs=0,
-  adaptation_frequency=1,
-  max_adaptations_per_epoch=1,
-  max_growths=1,
-  seeds_per_slot=1,
-  max_per_slot=1,
-  alpha_curve="linear",
-  blend_epochs=2,
-  min_training_epochs=1,
-  max_training_epochs=4,
-  min_holding_epochs=1,
-  max_holding_epochs=4,
-  embargo_epochs=1,
-  training_gain_sigmas=-2.0,
-  gain_sigmas=2.0,
-  max_gradient_ratio=1e3,
-)
+# As in any run, but what is asked for happens at once, and blending is short.
+RULES = make_rules(get_config(), EPOCHS)._replace(lead_epochs=0, blend_epochs=2)
 CHAIN = optax.adam(3e-3)  # one state per group: the host, each seed
 
 

@@ -114,14 +114,6 @@ def test_replay_flags_set_keys():
   assert (t.policy, t.replay, t.replay_final) == ("replay", RECORDED, False)
 
 
-def test_control_of_a_replay_replays_nothing():
-  config = parse(DIGITS, f"--replay={RECORDED}", "--replay_final").config
-  control = command_line.never_grown(config)
-  assert config_lib.config_hash(control) == config_lib.config_hash(
-    command_line.never_grown(parse(DIGITS).config)
-  )
-
-
 def test_override_in_two_arguments_and_twice():
   config = parse(DIGITS, "--config.seed", "3", "--config.seed=4").config
   assert config.seed == 4
@@ -312,21 +304,6 @@ def test_training_beside_a_control_and_again(tmp_path, monkeypatch, capsys):
   assert "never grown" not in capsys.readouterr().out
   assert main.main([*arguments, "--control", "--quiet"]) == 0
   assert capsys.readouterr().out == ""
-
-
-def test_control_differs_in_its_policy_alone():
-  config = parse(DIGITS).config
-  control = command_line.never_grown(config)
-  assert config_lib.differences(config, control) == {
-    "tamiyo.policy": ("heuristic", "never")
-  }
-
-
-def test_the_control_of_a_learned_policy_reads_no_file():
-  config = parse(DIGITS).config
-  config.tamiyo.policy, config.tamiyo.policy_path = "learned", "a-name"
-  control = config_lib.validate(command_line.never_grown(config))
-  assert control.tamiyo.policy_path == ""
 
 
 def test_failed_run_exits_with_1(tmp_path, capsys):

@@ -15,9 +15,10 @@ MAX_LINES = 400
 # each other. A part that is new is added here, at its place.
 LEVELS = (
   ("types",),
+  ("commands",),
   ("knobs",),
   ("oona",),
-  ("config", "defaults"),
+  ("config", "control", "defaults"),
   ("urza",),
   ("kasmina",),
   ("hosts", "tamiyo"),
@@ -30,7 +31,7 @@ LEVELS = (
 )
 LEVEL_OF = {part: n for n, level in enumerate(LEVELS) for part in level}
 # The only ones that may know what a config looks like.
-READERS = ("api", "config", "command_line", "defaults", "tolaria")
+READERS = ("api", "config", "control", "command_line", "defaults", "tolaria")
 READING_FILES = ("esper_jax/simic/command_line.py",)
 # What a config file may import of ours.
 CONFIG_PARTS = ("config", "defaults", "knobs")

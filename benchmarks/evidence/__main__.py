@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.evidence import report, runner, suites
-from esper_jax.command_line import BAD_INPUT, FAILED, OK
+from esper_jax.commands import BAD_INPUT, FAILED, OK
 from esper_jax.types import InputError
 
 _INTERRUPTED = 130

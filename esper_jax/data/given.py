@@ -8,7 +8,7 @@ import grain
 import numpy as np
 
 from esper_jax.data.splits import Split, Splits
-from esper_jax.types import InputError
+from esper_jax.types import InputError, form
 
 _SPLITS = ("train", "validation", "test")
 _FIELDS = ("image", "label")
@@ -45,8 +45,8 @@ def read(data: Any) -> Splits:
     for what, one, first in (("examples", x, examples), ("labels", y, labels)):
       if (one.shape[1:], one.dtype) != (first.shape[1:], first.dtype):
         raise InputError(
-          f"data: the {what} of '{name}' are {_form(one)} and those of 'train'"
-          f" {_form(first)}; give equal shapes and dtypes"
+          f"data: the {what} of '{name}' are {form(one)} and those of 'train'"
+          f" {form(first)}; give equal shapes and dtypes"
         )
   num_classes = 0
   if labels.dtype == np.int32:
@@ -57,7 +57,7 @@ def read(data: Any) -> Splits:
         " classification needs two classes at least"
       )
   side = "x".join(map(str, examples.shape[1:])) or "single"
-  kind = f"{num_classes} classes" if num_classes else f"labels {_form(labels)}"
+  kind = f"{num_classes} classes" if num_classes else f"labels {form(labels)}"
   if names:
     kind += f" ({', '.join(names)})"
   return Splits(
@@ -80,8 +80,8 @@ def _arrays(data: Any, name: str) -> Split:
   examples, labels = (np.asarray(part) for part in data)
   if not examples.ndim or examples.shape[:1] != labels.shape[:1]:
     raise InputError(
-      f"data: '{name}' has examples {_form(examples)} and labels"
-      f" {_form(labels)}; the first axis must be equally long"
+      f"data: '{name}' has examples {form(examples)} and labels"
+      f" {form(labels)}; the first axis must be equally long"
     )
   if not labels.size:
     raise InputError(f"data: '{name}' is empty; give examples")
@@ -95,7 +95,7 @@ def _as_examples(examples: np.ndarray, name: str) -> np.ndarray:
     if examples.ndim == 4:
       return examples
     raise InputError(
-      f"data: the examples of '{name}' are {_form(examples)}; bytes are images"
+      f"data: the examples of '{name}' are {form(examples)}; bytes are images"
       " [n, height, width] or [n, height, width, channels]: turn others into"
       " float32 or int32"
     )
@@ -104,7 +104,7 @@ def _as_examples(examples: np.ndarray, name: str) -> np.ndarray:
   if examples.dtype.name.startswith(("float", "bfloat")):
     return _finite(examples, "examples", name)
   raise InputError(
-    f"data: the examples of '{name}' are {_form(examples)}; give uint8 images,"
+    f"data: the examples of '{name}' are {form(examples)}; give uint8 images,"
     " float or int"
   )
 
@@ -121,7 +121,7 @@ def _as_labels(labels: np.ndarray, name: str) -> np.ndarray:
   if labels.dtype.name.startswith(("float", "bfloat")):
     return _finite(labels, "labels", name)
   raise InputError(
-    f"data: the labels of '{name}' are {_form(labels)}; give classes (int from"
+    f"data: the labels of '{name}' are {form(labels)}; give classes (int from"
     " 0, or texts) or, with a loss of yours, float"
   )
 
@@ -175,7 +175,3 @@ def _pair(element: Any) -> tuple[np.ndarray, np.ndarray]:
   if not isinstance(element, tuple | list) or len(element) != 2:
     raise ValueError(f"an element is a {type(element).__name__}")
   return np.asarray(element[0]), np.asarray(element[1])
-
-
-def _form(array: np.ndarray) -> str:
-  return f"{array.dtype}[{', '.join(map(str, array.shape))}]"

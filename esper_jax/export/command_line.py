@@ -4,12 +4,10 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
+from esper_jax import commands
 from esper_jax.export import lineage
-from esper_jax.types import InputError, RunFailedError
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
 _ABOUT = """\
 Writes the grown network of a run directory, without anything that only growth
 needs: weights.safetensors and topology.json (esper_jax.load_grown), model.py
@@ -22,40 +20,29 @@ What esper_jax.grow returns for a model of yours has .export(DIR) instead.
 """
 
 
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line."""
-
-  def error(self, message: str) -> NoReturn:
-    raise InputError(f"{message}; --help shows how")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
   """Runs one command and returns its exit code.
 
   0: done; 1: the export failed; 2: bad input, or a file that is not what was
   exported, in one line.
   """
-  argv = list(sys.argv[1:] if argv is None else argv)
-  try:
-    if argv[:1] == ["verify"]:
-      _verify(argv[1:])
-    else:
-      _export(argv)
-    return OK
-  except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return BAD_INPUT
-  except RunFailedError as error:
-    print(f"failed: {error}", file=sys.stderr)
-    return FAILED
+  return commands.run(_run, argv)
 
 
-def _parser(program: str, about: str) -> argparse.ArgumentParser:
-  return _Parser(
+def _run(argv: list[str]) -> int:
+  if argv[:1] == ["verify"]:
+    _verify(argv[1:])
+  else:
+    _export(argv)
+  return commands.OK
+
+
+def _parser(program: str, about: str) -> commands.Parser:
+  return commands.Parser(
     prog=program,
     description=about,
     formatter_class=argparse.RawDescriptionHelpFormatter,
-    allow_abbrev=False,
+    hint="; --help shows how",
   )
 
 

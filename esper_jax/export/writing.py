@@ -218,12 +218,11 @@ def write_formats(folder: Path, network: GrownNetwork) -> dict[str, str]:
     (folder / PROGRAM).write_bytes(stablehlo.serialize(network))
   except InputError as error:
     refused[PROGRAM] = str(error)
-  reason = plain.unsupported(network.topology)
-  if reason:
-    refused[MODULE] = reason
-  else:
+  try:
     text = plain.source(network.topology, network.variables)
     (folder / MODULE).write_text(text, encoding="utf-8")
+  except InputError as error:
+    refused[MODULE] = str(error)
   return refused
 
 

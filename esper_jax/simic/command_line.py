@@ -3,24 +3,16 @@
 import argparse
 import json
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from esper_jax import commands
 from esper_jax import config as config_lib
 from esper_jax.oona.jsonl import plain
-from esper_jax.types import InputError, RunFailedError
+from esper_jax.types import InputError
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
 _OVERRIDE = "--config."
-
-
-class _Parser(argparse.ArgumentParser):
-  """Says what is wrong in one line."""
-
-  def error(self, message: str) -> NoReturn:
-    raise InputError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -29,40 +21,30 @@ def main(argv: Sequence[str] | None = None) -> int:
   0: done, or interrupted and can be resumed; 1: it failed; 2: bad input, in
   one line.
   """
-  argv = list(sys.argv[1:] if argv is None else argv)
-  try:
-    options, rest = _parser().parse_known_args(argv)
-    overrides = []
-    for text in rest:
-      if not text.startswith(_OVERRIDE):
-        raise InputError(f"{text}: no such flag; --help shows all of them")
-      overrides.append(text.removeprefix(_OVERRIDE))
-    return options.run(options, overrides)
-  except BrokenPipeError:  # whoever read has seen enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return OK
-  except InputError as error:
-    print(f"error: {error}", file=sys.stderr)
-    return BAD_INPUT
-  except RunFailedError as error:
-    print(f"failed: {error}", file=sys.stderr)
-    return FAILED
+  return commands.run(_run, argv)
 
 
-def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(
+def _run(argv: list[str]) -> int:
+  options, rest = _parser().parse_known_args(argv)
+  overrides = []
+  for text in rest:
+    if not text.startswith(_OVERRIDE):
+      raise InputError(f"{text}: no such flag; --help shows all of them")
+    overrides.append(text.removeprefix(_OVERRIDE))
+  return options.run(options, overrides)
+
+
+def _parser() -> commands.Parser:
+  parser = commands.Parser(
     prog="python -m esper_jax.simic",
     description="Teaches Tamiyo: trains policies, and compares them.",
     epilog="--config.SECTION.KEY=VALUE changes one setting; the sections and"
     " their keys are in esper_jax/simic/assembly.py:DEFAULTS.",
-    allow_abbrev=False,
   )
-  commands = parser.add_subparsers(metavar="COMMAND", required=True)
+  subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
   def add(name: str, run: Any, what: str) -> argparse.ArgumentParser:
-    sub = commands.add_parser(
-      name, help=what, description=f"{what}.", allow_abbrev=False
-    )
+    sub = subparsers.add_parser(name, help=what, description=f"{what}.")
     sub.set_defaults(run=run)
     sub.add_argument("--dir", default="", help="layer of the registry to use")
     return sub
@@ -110,7 +92,7 @@ def _train(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   if not flags.quiet:
     for key, value in result.items():
       print(f"{key:14} {value}")
-  return OK
+  return commands.OK
 
 
 def _evaluate(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
@@ -131,7 +113,7 @@ def _evaluate(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
     print(json.dumps(plain(evaluation.document(played)), indent=2))
   else:
     print(evaluation.table(played))
-  return OK
+  return commands.OK
 
 
 def _say(line: str) -> None:

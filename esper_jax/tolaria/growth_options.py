@@ -104,7 +104,7 @@ def make_growth(
     blueprints=names,
     fits=fits,
     cost=cost,
-    rules=_rules(config, epochs),
+    rules=make_rules(config, epochs),
     initializer=k.initializer,
     blend=k.blend,
     proximal=k.proximal,
@@ -118,7 +118,8 @@ def make_growth(
   )
 
 
-def _rules(config: ConfigDict, epochs: int) -> lifecycle.Rules:
+def make_rules(config: ConfigDict, epochs: int) -> lifecycle.Rules:
+  """What a config says of the lifecycle, for a run of so many epochs."""
   sections = {**config.tamiyo, **config.kasmina, **config.tezzeret}
   fields = {n: sections[n] for n in lifecycle.Rules._fields if n in sections}
   return lifecycle.Rules(**fields, epochs=epochs)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from esper_jax.types import InputError
+from esper_jax.types import InputError, form
 
 PerExample = Callable[[Any, jax.Array], jax.Array]
 
@@ -97,7 +97,7 @@ def check(
   ):
     wanted = ", ".join(map(str, (*labels.shape[1:], num_classes or "classes")))
     raise InputError(
-      f"the model gives {_form(outputs)} for labels {_form(labels)};"
+      f"the model gives {form(outputs)} for labels {form(labels)};"
       f" classification needs logits [batch, {wanted}]: change the model's"
       " last layer, or give grow(..., loss=, metrics={'accuracy': ...})"
     )
@@ -113,12 +113,6 @@ def check(
     ):
       continue
     raise InputError(
-      f"{name} gives {_form(out)} for a batch of {labels.shape[0]} examples;"
+      f"{name} gives {form(out)} for a batch of {labels.shape[0]} examples;"
       " give one float32 per example, [batch], not their mean"
     )
-
-
-def _form(value: Any) -> str:
-  if not hasattr(value, "shape"):
-    return f"a {type(value).__name__}"
-  return f"{value.dtype}[{', '.join(map(str, value.shape))}]"

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
+from esper_jax.control import never_grown
 from esper_jax.knobs import GIVEN
 from esper_jax.tolaria import assembly, checkpoints, recovery, workdir
 from esper_jax.tolaria.assembly import Parts
@@ -123,12 +124,9 @@ def _without_growth(document: dict[str, Any], data_dir: str) -> ConfigDict:
   """The run's config, asking no policy and on the run's own precision."""
   config = ConfigDict(document["config"])
   config_lib.check_complete(config)
+  config = never_grown(config)
   with config.ignore_type():
-    config.tamiyo.policy = "never"
-    config.tamiyo.policy_path = ""
     config.tamiyo.schedule = ()
-    config.tamiyo.replay = config.tamiyo.replay_permute = ""
-    config.tamiyo.replay_final = False
     kind, colon, _ = config.data.source.partition(":")
     if data_dir and colon:
       config.data.source = f"{kind}:{data_dir}"

@@ -3,11 +3,12 @@
 import argparse
 import importlib
 import json
-import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from esper_jax import commands
+from esper_jax.commands import FAILED, OK
 from esper_jax.oona.jsonl import plain
 from esper_jax.types import InputError
 from esper_jax.urza import archive, evidence, kept, listing, upkeep
@@ -17,7 +18,6 @@ from esper_jax.urza.listing import NEVER_RAN
 from esper_jax.urza.orders import in_options
 from esper_jax.urza.registry import Registry, open_registry
 
-OK, FAILED, BAD_INPUT = 0, 1, 2
 # Options that say which artefacts, and what they are.
 WHICH = {
   "kernel": "name of the kernel",
@@ -44,16 +44,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
   0: done; 1: something is damaged or failed; 2: bad input, in one line.
   """
-  argv = list(sys.argv[1:] if argv is None else argv)
+  return commands.run(_run, argv)
+
+
+def _run(argv: list[str]) -> int:
   try:
     options = _parser(argv[0] if argv else "").parse_args(argv)
     return options.run(options)
-  except BrokenPipeError:  # `list | head`: whoever read has seen enough
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return OK
   except InputError as error:
-    print(f"error: {in_options(error)}", file=sys.stderr)
-    return BAD_INPUT
+    raise InputError(in_options(error)) from error
   except Damaged as damage:
     print(f"damaged: {damage}", file=sys.stderr)
     return FAILED
@@ -69,12 +68,12 @@ def _parser(command: str) -> argparse.ArgumentParser:
     prog="python -m esper_jax.urza",
     description="Compiled kernels, and what is known of them.",
   )
-  commands = parser.add_subparsers(metavar="COMMAND", required=True)
+  subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
 
   def add(
     name: str, run: Callable[[argparse.Namespace], int], what: str
   ) -> argparse.ArgumentParser:
-    sub = commands.add_parser(name, help=what, description=f"{what}.")
+    sub = subparsers.add_parser(name, help=what, description=f"{what}.")
     sub.set_defaults(run=run)
     sub.add_argument(
       "--dir", default="", help="another layer, and the one that is written to"
@@ -115,7 +114,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
   sub.add_argument("archive", type=Path)
   sub.add_argument("keys", nargs="*", help="of artefacts; all unless given")
   for name, (module, what) in ELSEWHERE.items():
-    sub = commands.add_parser(
+    sub = subparsers.add_parser(
       name, help=what, description=f"{what}.", epilog=CODES.get(name)
     )
     if name == command:

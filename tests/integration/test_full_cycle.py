@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import bottleneck
 from benchmarks._common import train
-from esper_jax.command_line import never_grown
+from esper_jax.control import never_grown
 from esper_jax.kasmina import blueprints
 
 SEED = 7  # its stage 3 is narrow; the gap is above LEAST_GAP

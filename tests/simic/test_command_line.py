@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from esper_jax import commands
 from esper_jax.simic import command_line
 from esper_jax.simic.publishing import POLICY
 
@@ -44,7 +45,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
 ):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv("HOME", str(tmp_path))  # of the user's registry
-  assert command_line.main(argv) == command_line.BAD_INPUT
+  assert command_line.main(argv) == commands.BAD_INPUT
   error = capsys.readouterr().err
   assert error.startswith("error: ")
   assert says in error
@@ -62,7 +63,7 @@ def test_a_policy_is_trained_published_and_compared(capsys, tmp_path):
     f"--dir={store}",
     "--publish=small",
   )
-  assert command_line.main(train) == command_line.OK
+  assert command_line.main(train) == commands.OK
   said = capsys.readouterr().out
   assert "held out: return" in said
   result = json.loads((run / "result.json").read_text())
@@ -76,7 +77,7 @@ def test_a_policy_is_trained_published_and_compared(capsys, tmp_path):
     "--envs=4",
     "--json",
   )
-  assert command_line.main(compare) == command_line.OK
+  assert command_line.main(compare) == commands.OK
   figures = json.loads(capsys.readouterr().out)
   assert figures["environments"] == 4
   assert set(figures["policies"]) == {
