@@ -20,34 +20,18 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from esper_jax.knobs import FOLDER, KNOBS, PIXELS, STAGES, are_names, nearest
+from esper_jax.knobs import (
+  FOLDER,
+  FREE_KEYS,
+  KNOBS,
+  PIXELS,
+  STAGES,
+  are_names,
+  nearest,
+)
 from esper_jax.oona import growth_log
 from esper_jax.types import InputError
 
-# These say where data lies and what stays on disk, not what is computed: they
-# are outside `config_hash` and may differ when a run is resumed (on the same
-# data: its SHA-256 is compared). What is replayed is in the hash, whatever the
-# file is called.
-FREE_KEYS = (
-  "data.source",
-  "data.image_size",
-  "data.dir",
-  "data.cache_dir",
-  "data.download",
-  "tamiyo.replay",
-  "tamiyo.on_policy_error",
-  "checkpoint.keep_last",
-  "checkpoint.keep_best",
-  "oona.fsync",
-  "tezzeret.guesses",
-  "tezzeret.guess_seconds",
-  "tezzeret.max_programs",
-  "tezzeret.max_bytes",
-  "tezzeret.threads",
-  "tezzeret.cache_dir",
-  "urza.dir",
-  "urza.trusted",
-)
 # Keys whose names may be written as one text: "a,b".
 _LISTS = (
   "host.slots",

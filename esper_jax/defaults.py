@@ -176,6 +176,13 @@ def get_config() -> ConfigDict:
   # whether events are brought to the disk at once, or with each checkpoint
   config.oona.fsync = True
 
+  # more than one device; results differ by rounding with their number
+  config.mesh = ConfigDict()
+  config.mesh.data = 1  # devices over which a batch is cut; 0 = all
+  # replicated = parameters on every device; sharded = large ones are cut
+  config.mesh.parameters = "replicated"
+  config.mesh.shard_from = 65_536  # elements from which one is large
+
   config.urza = ConfigDict()
   config.urza.modules = ()  # Python modules imported first; they register
   # folder of kernels and their evidence, beside the package's own and

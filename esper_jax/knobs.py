@@ -28,6 +28,33 @@ GIVEN = "given"
 FOLDER = "folder:"
 SOURCES = (FOLDER, "text:")  # of data; a path follows
 DATASETS = (*PIXELS, *TEXTS)
+# These say where data lies, what stays on disk and which devices compute, not
+# what is computed: they are outside `config.config_hash` and may differ when
+# a run is resumed (on the same data: its SHA-256 is compared). What is replayed
+# is in the hash, whatever the file is called.
+FREE_KEYS = (
+  "data.source",
+  "data.image_size",
+  "data.dir",
+  "data.cache_dir",
+  "data.download",
+  "tamiyo.replay",
+  "tamiyo.on_policy_error",
+  "checkpoint.keep_last",
+  "checkpoint.keep_best",
+  "oona.fsync",
+  "tezzeret.guesses",
+  "tezzeret.guess_seconds",
+  "tezzeret.max_programs",
+  "tezzeret.max_bytes",
+  "tezzeret.threads",
+  "tezzeret.cache_dir",
+  "mesh.data",
+  "mesh.parameters",
+  "mesh.shard_from",
+  "urza.dir",
+  "urza.trusted",
+)
 
 
 class Knob(NamedTuple):
@@ -241,6 +268,9 @@ KNOBS: dict[str, Knob] = {
   "checkpoint.keep_last": _POSITIVE,
   "checkpoint.keep_best": _COUNT,
   "oona.fsync": _SWITCH,
+  "mesh.data": _COUNT,
+  "mesh.parameters": _choice("replicated", "sharded"),
+  "mesh.shard_from": _POSITIVE,
   "urza.modules": Knob(
     lambda v: (
       are_names(v)

@@ -5,9 +5,6 @@ arguments; the structure of the state is the topology. Programs are lowered
 from abstract shapes. `prepare` has one compiled in the background; `program`
 returns it, waiting where it must. What is compiled when never changes what a
 program computes.
-
-Other threads than the caller's lower: `jax.config.update` holds there, what a
-context manager says does not.
 """
 
 import contextlib
@@ -21,10 +18,12 @@ import jax
 
 from esper_jax.tezzeret import disk
 from esper_jax.tezzeret.lowering import (
-  abstract,
+  Place,
+  bringing,
   code_size,
   compile_lowered,
   lower_on_cpu,
+  placed,
   program_key,
 )
 from esper_jax.tezzeret.program import (
@@ -63,6 +62,7 @@ class Forge:
     options: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
     stopping: Callable[[], bool] = lambda: False,
+    place: Place | None = None,
   ):
     """Makes an empty forge.
 
@@ -73,15 +73,15 @@ class Forge:
       options: of the compiler, for every program.
       limits: see `Limits`; its defaults where None.
       stopping: whether the run was asked to stop; ends waiting.
+      place: where the arguments of programs lie; None: on the default device.
     """
     self.traces: dict[str, int] = {}
-    self.compiles = 0
-    self.seconds = 0.0
+    self.compiles, self.seconds = 0, 0.0
     self._cost = cost
     self._on_compile = on_compile
     self._on_use = on_use
     self.limits = limits = limits or Limits()
-    self._stopping = stopping
+    self._stopping, self._place = stopping, place
     self._options = dict(options or {})
     self._options_of: dict[str, Mapping[str, Any]] = {}
     self._kept: set[str] = set()
@@ -94,7 +94,7 @@ class Forge:
     self._allowance = 0.0  # seconds for what is spare; below 0 a debt
     self._longest = 0.0  # seconds of a compilation
     self._epoch = 0.0  # seconds of the last epoch
-    self._waiting = False  # whether the caller stands still for a program
+    self._waiting = False  # whether the caller stands still
     self._finished: list[Job] = []
     self._making = 0
 
@@ -291,7 +291,8 @@ class Forge:
     rank: int | None = None,
     spare: bool = False,
   ) -> Job:
-    job = Job(name, self._jitted[name], abstract(args), rank, spare=spare)
+    shapes = placed(name, args, self._place)
+    job = Job(name, self._jitted[name], shapes, rank, spare=spare)
     job.guessed = rank is not None
     self._jobs[key] = job
     return job
@@ -361,7 +362,8 @@ class Forge:
       if jax.default_backend() != "cpu":
         lowered = lower_on_cpu(jitted, *job.shapes)
       job.on_disk = seen.hit
-      job.program = Program(compiled, self._cost(lowered), code_size(compiled))
+      call, size = bringing(compiled, job.shapes), code_size(compiled)
+      job.program = Program(call, self._cost(lowered), size)
     except jax.errors.JaxRuntimeError as error:
       why = first_line(error)
       job.error = CompileError(f"'{job.name}' cannot be compiled: {why}")

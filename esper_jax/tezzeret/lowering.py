@@ -1,12 +1,19 @@
-"""From a jitted function to a program, for this backend or for counting."""
+"""From a jitted function to a program, for this backend or for counting.
+
+The forge's threads lower too: `jax.config.update` holds there, what a context
+manager says does not.
+"""
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any
 
 import jax
 
 from esper_jax.types import InputError, PyTree
+
+Place = Callable[[str, tuple[Any, ...]], tuple[Any, ...]]
+"""Takes a program's name and arguments; a sharding in place of each array."""
 
 
 def abstract(tree: PyTree) -> PyTree:
@@ -19,6 +26,34 @@ def abstract(tree: PyTree) -> PyTree:
     ),
     tree,
   )
+
+
+def placed(name: str, args: tuple[Any, ...], place: Place | None) -> Any:
+  """Shapes of a program's arguments that say where they lie.
+
+  Args:
+    name: of the program.
+    args: arrays or their abstract shapes.
+    place: None says nothing: they lie on the default device.
+  """
+  shapes = abstract(args)
+  if place is None:
+    return shapes
+  return jax.tree.map(
+    lambda x, sharding: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, weak_type=x.weak_type, sharding=sharding
+    ),
+    shapes,
+    place(name, shapes),
+  )
+
+
+def bringing(compiled: Callable[..., Any], shapes: Any) -> Callable[..., Any]:
+  """A program that brings its arguments to where `shapes` says they lie."""
+  where = jax.tree.map(lambda x: x.sharding, shapes)
+  if not jax.tree.leaves(where):
+    return compiled
+  return lambda *args: compiled(*jax.device_put(args, where))
 
 
 def program_key(name: str, args: Any) -> Hashable:

@@ -21,6 +21,7 @@ from esper_jax.tolaria import governor, learned_policy, optimizers, replaying
 from esper_jax.tolaria import objective as objectives
 from esper_jax.tolaria.given import NOTHING, Given, Start, check_variables
 from esper_jax.tolaria.growth_options import GrowthOptions, make_growth
+from esper_jax.tolaria.layout import Layout, make_layout
 from esper_jax.tolaria.measure import EvalBatch, device_batches
 from esper_jax.tolaria.state import TrainState, init_state
 from esper_jax.tolaria.steps import StepOptions
@@ -68,6 +69,7 @@ class Parts(NamedTuple):
   policy_error: str = ""  # why a learned policy cannot be used
   start: Start | None = None  # the host's first variables; None: drawn
   title: str = ""  # of a given host
+  layout: Layout | None = None  # of several devices; None: there is one
 
 
 def load_data(config: ConfigDict, given: Given = NOTHING) -> Dataset:
@@ -155,6 +157,7 @@ def assemble(
     if given.variables is None
     else check_variables(host, example, given.variables),
     title=given.title,
+    layout=make_layout(config),
   )
   check_readable(parts)
   if given.host is not None or given.objective is not None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from esper_jax.tolaria.layout import count_devices
 from esper_jax.tolaria.run import Run
 from esper_jax.urza import dispatch, probe
 from esper_jax.urza.artefact import Damaged
@@ -31,6 +32,8 @@ def describe(config: ConfigDict, device: Device | None = None) -> str:
   device = device or probe.gpu()
   if device is None:
     return "no GPU: the reference code runs"
+  if count_devices(config) > 1:
+    return "several devices: the reference code runs"
   return f"kernels on {device.kind}: urza.require={config.urza.require}"
 
 
@@ -84,8 +87,10 @@ class Kernels:
     """
     check(config)
     u = config.urza
+    # A program over a mesh cannot cut what it does not know, such as a kernel.
+    several = count_devices(config) > 1
     return cls(
-      device or probe.gpu(),
+      None if several else device or probe.gpu(),
       lambda: open_registry(u.dir, trusted=u.trusted),
       require=u.require,
     )

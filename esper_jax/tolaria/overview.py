@@ -6,7 +6,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from esper_jax.kasmina import blueprints, lifecycle
-from esper_jax.tolaria import assembly, kernels, replaying
+from esper_jax.tolaria import assembly, kernels, layout, replaying
 from esper_jax.tolaria.assembly import Parts, Timetable
 from esper_jax.tolaria.display import Display
 from esper_jax.tolaria.store import Store, environment
@@ -50,7 +50,8 @@ def show(
     "tolaria": f"{_length(timetable)}, batch {config.data.batch_size},"
     f" {config.optimizer.name} at {config.optimizer.learning_rate:g},"
     f" run in {store.path}",
-    "device": "{device}, {cores} cores, jax {jax}".format(**environment()),
+    "device": "{device}, {cores} cores, jax {jax}".format(**environment())
+    + layout.describe(config),
     "urza": kernels.describe(config),
   }
   for name, text in lines.items():

@@ -61,6 +61,7 @@ class Programs:
       options=parts.compiler_options,
       limits=limits,
       stopping=stopping,
+      place=parts.layout.place if parts.layout else None,
     )
     self._parts = parts
     self._seed = seed

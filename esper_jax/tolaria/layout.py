@@ -1,0 +1,133 @@
+"""Where arrays lie when a run has several devices.
+
+A batch is cut over the devices, each of which computes on its share; what is
+summed over the batch is summed over all devices. The partitioner of XLA (GSPMD;
+Xu et al., 2021, arXiv:2105.04663) works this out from where a program's
+arguments lie, so that the programs are those of one device. Large parameters
+and what the optimizer keeps of them may be cut too, as in FSDP (Zhao et al.,
+2023, arXiv:2304.11277); everything else lies on every device. Where a newborn
+seed lies follows from the same rule.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from esper_jax.types import InputError
+
+AXIS = "data"
+REPLICATED, SHARDED = "replicated", "sharded"
+# Of a program: argument -> its axis of examples.
+_EXAMPLES: dict[str, dict[int, int]] = {
+  "train": {4: 0},
+  "chunk": {4: 1},
+  "evaluate": {3: 0, 4: 0, 5: 0},
+  "metrics": {3: 0, 4: 0},
+  "probe": {3: 0, 4: 0},
+}
+# Of a program: arguments that hold parameters.
+_PARAMETERS: dict[str, range] = {
+  "train": range(1),
+  "chunk": range(1),
+  "evaluate": range(3),
+  "metrics": range(3),
+  "probe": range(3),
+}
+
+
+class Layout(NamedTuple):
+  """A mesh and the rule by which arrays are cut.
+
+  Attributes:
+    mesh: of one axis.
+    least: elements from which a parameter is cut; 0 cuts none.
+  """
+
+  mesh: Mesh
+  least: int
+
+  def place(self, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Where the arguments of a program lie.
+
+    Args:
+      name: of the program.
+      args: arrays or their shapes.
+
+    Returns:
+      A NamedSharding in place of each.
+    """
+    examples, parameters = _EXAMPLES.get(name, {}), _PARAMETERS.get(name, ())
+    found = []
+    for n, arg in enumerate(args):
+      if n in examples:
+        axis = examples[n]
+        found.append(jax.tree.map(lambda x, a=axis: self._cut(x, a), arg))
+      elif n in parameters and self.least:
+        found.append(jax.tree.map(self._parameter, arg))
+      else:
+        found.append(jax.tree.map(lambda x: self._on(), arg))
+    return tuple(found)
+
+  def _on(self, *axes: str | None) -> NamedSharding:
+    return NamedSharding(self.mesh, PartitionSpec(*axes))
+
+  def _cut(self, x: Any, axis: int) -> NamedSharding:
+    """Cut along an axis that divides by the number of devices, or whole."""
+    if x.shape[axis] % self.mesh.size:
+      return self._on()
+    return self._on(*[None] * axis, AXIS)
+
+  def _parameter(self, x: Any) -> NamedSharding:
+    """Cut along the longest axis that divides, if it is large."""
+    fitting = [n for n, size in enumerate(x.shape) if not size % self.mesh.size]
+    if x.size < self.least or not fitting:
+      return self._on()
+    return self._cut(x, max(fitting, key=lambda n: x.shape[n]))
+
+
+def count_devices(config: ConfigDict) -> int:
+  """Over how many devices a config cuts a batch.
+
+  Raises:
+    InputError: there are fewer.
+  """
+  asked, there = config.mesh.data, jax.devices()
+  if asked > len(there):
+    are = "is 1 device" if len(there) == 1 else f"are {len(there)} devices"
+    raise InputError(
+      f"--config.mesh.data={asked}: there {are} ({there[0].platform}); give at"
+      f" most {len(there)}, or 0 for all. On a CPU the environment variable"
+      " JAX_NUM_CPU_DEVICES says how many there are"
+    )
+  return asked or len(there)
+
+
+def make_layout(config: ConfigDict) -> Layout | None:
+  """The layout that a config asks for; None on one device.
+
+  Raises:
+    InputError: see `count_devices`; or a batch cannot be cut evenly.
+  """
+  count, m = count_devices(config), config.mesh
+  if config.data.batch_size % count:
+    raise InputError(
+      f"--config.data.batch_size={config.data.batch_size}: must be a multiple"
+      f" of the {count} devices of --config.mesh.data={m.data}"
+    )
+  mesh = jax.make_mesh(
+    (count,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:count]
+  )
+  least = m.shard_from if m.parameters == SHARDED else 0
+  return Layout(mesh, least) if count > 1 else None
+
+
+def describe(config: ConfigDict) -> str:
+  """What is added to the line about the device; empty on one device."""
+  count = count_devices(config)
+  if count == 1:
+    return ""
+  return (
+    f"; {count} devices share each batch, parameters {config.mesh.parameters}"
+  )
