@@ -27,12 +27,16 @@ LEVELS = (
   ("simic",),
   ("nissa",),
   ("export",),
-  ("api", "doctor", "command_line"),
+  ("api", "command_line"),
+  ("doctor",),
 )
 LEVEL_OF = {part: n for n, level in enumerate(LEVELS) for part in level}
 # The only ones that may know what a config looks like.
 READERS = ("api", "config", "control", "command_line", "defaults", "tolaria")
-READING_FILES = ("esper_jax/simic/command_line.py",)
+READING_FILES = (
+  "esper_jax/doctor/command_line.py",
+  "esper_jax/simic/command_line.py",
+)
 # What a config file may import of ours.
 CONFIG_PARTS = ("config", "defaults", "knobs")
 

@@ -89,6 +89,17 @@ def read(path: Path, *, image_size: int, cache: Path) -> Splits:
   )
 
 
+def count(path: Path) -> tuple[int, int]:
+  """(images, classes) of a folder, found as `read` finds them, not decoded.
+
+  Raises:
+    InputError: no image, fewer than two classes, or neither layout.
+    OSError: a folder cannot be read.
+  """
+  files, classes = _find(path)
+  return len(files), len(classes)
+
+
 def _find(path: Path) -> tuple[list[_File], list[str]]:
   """Every image, by split, class and name; and the names of the classes."""
   if not path.is_dir():

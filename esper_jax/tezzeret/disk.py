@@ -36,13 +36,9 @@ def enable(folder: str) -> Path | None:
   Raises:
     InputError: it cannot be made, or others can write to it.
   """
-  if folder == OFF:
-    return None
-  already = getattr(jax.config, "jax_compilation_cache_dir", None)
-  if already:
-    return Path(already)
-  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-  path = Path(folder or f"{base}/esper_jax/programs").expanduser().absolute()
+  path = place(folder)
+  if path is None or told():
+    return path
   try:
     path.mkdir(mode=0o700, parents=True, exist_ok=True)
   except OSError as error:
@@ -50,16 +46,35 @@ def enable(folder: str) -> Path | None:
       f"cannot make {path}: {error.strerror}; set --config.tezzeret.cache_dir"
       " to a folder of yours, or to off"
     ) from error
-  trust.check_owner(
-    path,
-    contents="compiled programs",
-    remedy="set --config.tezzeret.cache_dir to a folder of yours, or to off",
-  )
+  check_owner(path)
   jax.config.update("jax_compilation_cache_dir", str(path))
   compilation_cache.reset_cache()  # or what was compiled before turns it off
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
   jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
   return path
+
+
+def place(folder: str) -> Path | None:
+  """The folder that `enable` takes, there or not; None where there is none."""
+  if folder == OFF:
+    return None
+  base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+  own = Path(folder or f"{base}/esper_jax/programs").expanduser().absolute()
+  return Path(told() or own)
+
+
+def told() -> str:
+  """The folder that JAX was told of, by the user or by `enable`, or ""."""
+  return getattr(jax.config, "jax_compilation_cache_dir", None) or ""
+
+
+def check_owner(path: Path) -> None:
+  """Raises InputError where others can write to a folder of programs."""
+  trust.check_owner(
+    path,
+    contents="compiled programs",
+    remedy="set --config.tezzeret.cache_dir to a folder of yours, or to off",
+  )
 
 
 class Seen:

@@ -54,6 +54,11 @@ def test_classes_are_folders_and_pixels_are_kept(read, root):
   assert splits.source == f"4x3 gray images in {root} (cat, dog)"
 
 
+def test_images_are_counted_without_being_decoded(root):
+  (root / "cat" / "00.png").write_bytes(b"damaged")
+  assert folder.count(root) == (20, 2)
+
+
 def test_one_colour_image_makes_all_of_them_rgb(read, root):
   paint(root / "dog" / "99.png", (1, 2, 3), mode="RGB")
   splits = read()

@@ -65,6 +65,16 @@ def test_what_jax_was_told_stays(tmp_path):
   assert disk.enable("off") is None
 
 
+def test_where_it_will_be_is_told_without_making_it(tmp_path):
+  path = tmp_path / "programs"
+  assert disk.place(str(path)) == path
+  assert (disk.place("off"), disk.told()) == (None, "")
+  assert not path.exists()
+  disk.enable(str(path))
+  assert disk.place("another") == path
+  assert disk.told() == str(path)
+
+
 def test_a_folder_that_cannot_be_made_is_said_in_one_line(tmp_path):
   (tmp_path / "file").write_text("")
   with pytest.raises(

@@ -1,0 +1,1 @@
+"""Something wrong? Looks for what can be; changes nothing."""
