@@ -56,8 +56,10 @@ def programs(host, variables, x=IMAGES, y=LABELS):
 
 
 # The mlp and the gpt ignore the norm, so one of the two is enough there.
+# Deeper ResNets are more of the same blocks.
+DEEP = ("resnet32", "resnet34", "resnet56")
 CASES = [
-  (name, norm)
+  pytest.param(name, norm, marks=[pytest.mark.full] if name in DEEP else [])
   for name in host_names()
   for norm in ("batch", "group")
   if name.startswith("resnet") or norm == "batch"

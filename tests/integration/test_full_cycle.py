@@ -14,6 +14,8 @@ from benchmarks._common import train
 from esper_jax.control import never_grown
 from esper_jax.kasmina import blueprints
 
+pytestmark = pytest.mark.full
+
 SEED = 7  # its stage 3 is narrow; the gap is above LEAST_GAP
 LIFE = ["GERMINATED", "TRAINING", "BLENDING", "HOLDING", "FOSSILIZED"]
 

@@ -38,6 +38,7 @@ def test_kill_at_random_moments(lab, whole, same):
   assert resumed["redone_steps"] <= left.result["redone_steps"]
 
 
+@pytest.mark.full
 def test_sigterm_at_random_moments(lab, whole, same):
   rng = random.Random(1)
   stops = 0

@@ -55,6 +55,7 @@ def test_a_seed_that_gives_nan_costs_its_slot(lab, same):
   same(lab.run("killed", "bomb"), left)
 
 
+@pytest.mark.full
 def test_a_rate_that_is_too_high_is_halved_until_it_is_not(lab):
   left = lab.run(
     "high",

@@ -235,7 +235,9 @@ def test_all_decisions_share_one_trace():
   assert len(TRACES) == 1
 
 
-@pytest.mark.parametrize("in_turn", [False, True])
+@pytest.mark.parametrize(
+  "in_turn", [pytest.param(False, marks=pytest.mark.full), True]
+)
 def test_vmap_is_the_loop(in_turn):
   env = environment()
   plain = env_lib.make(setting()._replace(in_turn=in_turn), draw())

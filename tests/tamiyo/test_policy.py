@@ -46,7 +46,11 @@ def _all(name, **more):
 @pytest.mark.parametrize(
   "name, lanes",
   [(name, 1) for name in policies.names() if name != policies.LEARNED]
-  + [("random", 2), ("periodic", 2), ("heuristic", 2)],
+  + [("random", 2)]
+  + [
+    pytest.param(name, 2, marks=pytest.mark.full)
+    for name in ("periodic", "heuristic")
+  ],
 )
 def test_eager_jit_and_vmap_agree_and_stay_within_the_law(
   anything, equal, name, lanes

@@ -86,7 +86,7 @@ def fail(number):
 
 
 @pytest.mark.parametrize(
-  "lead", [0, pytest.param(1, marks=pytest.mark.full), 2]
+  "lead", [0, *(pytest.param(n, marks=pytest.mark.full) for n in (1, 2))]
 )
 def test_when_programs_are_compiled_changes_nothing(watch, compiler, lead):
   changes = {**GROW, "tezzeret.lead_epochs": lead}

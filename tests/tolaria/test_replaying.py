@@ -94,7 +94,14 @@ def write_log(path, *lives):
 WHOLE = ((1, "TRAINING"), (2, "BLENDING"), (3, "HOLDING"), (4, "FOSSILIZED"))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+  "kind",
+  [
+    "fossils",
+    "culls",
+    *(pytest.param(k, marks=pytest.mark.full) for k in list(KINDS)[2:]),
+  ],
+)
 def test_on_the_same_seed_it_is_the_same_run(watch, kind):
   rules = KINDS[kind]
   first = watch(**rules).train()
@@ -386,7 +393,9 @@ def test_it_ends_the_same_however_often_it_is_stopped(tmp_path, watch, final):
 # --- Controls ----------------------------------------------------------------
 
 
-@pytest.mark.parametrize("permute", ["slots", "times"])
+@pytest.mark.parametrize(
+  "permute", ["slots", pytest.param("times", marks=pytest.mark.full)]
+)
 def test_controls_at_random(tmp_path, watch, permute):
   log = write_log(
     tmp_path / "log",
