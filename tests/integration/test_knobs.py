@@ -13,11 +13,13 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractMesh
 from ml_collections import ConfigDict
 from PIL import Image
 
@@ -29,7 +31,7 @@ from esper_jax.knobs import KNOBS
 from esper_jax.oona import jsonl
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tezzeret import disk
-from esper_jax.tolaria import assembly, governor
+from esper_jax.tolaria import assembly, governor, layout
 from esper_jax.tolaria.kernels import Kernels
 from esper_jax.tolaria.run import unknown_signals
 from esper_jax.tolaria.trainer import Trainer
@@ -442,6 +444,24 @@ def governed(config: ConfigDict) -> Any:
 CROP = {"data.augment": ("crop",)}
 CUTOUT = {"data.augment": ("cutout",)}
 SGD = {"optimizer.name": "sgd"}
+
+
+def placement(config: ConfigDict) -> str:
+  """Where a parameter and a batch would lie, were there four devices."""
+  four = jax.devices() * 4
+  with (
+    mock.patch.object(jax, "devices", lambda: four),
+    mock.patch.object(
+      jax, "make_mesh", lambda n, names, *_, **__: AbstractMesh(n, names)
+    ),
+  ):
+    own = layout.make_layout(config)
+  if own is None:
+    return "one device"
+  w, rows = (jax.ShapeDtypeStruct(s, jnp.float32) for s in ((64, 64), (16,)))
+  return str(own.place("train", ({"w": w}, {}, w, w, rows)))
+
+
 WSD = {"optimizer.schedule": "wsd", "train.epochs": 2}
 URZA = {
   "urza.dir": "kernels",
@@ -577,6 +597,13 @@ CASES: dict[str, Case] = {
   ),
   # Programs that are done at once are told of at once, and synced together.
   "oona.fsync": Case(True, syncs, {"tezzeret.threads": 0}),
+  "mesh.data": Case(4, placement),
+  "mesh.parameters": Case(
+    "sharded", placement, {"mesh.data": 4, "mesh.shard_from": 16}
+  ),
+  "mesh.shard_from": Case(
+    16, placement, {"mesh.data": 4, "mesh.parameters": "sharded"}
+  ),
   "urza.modules": Case((), branches),  # see below
   "urza.dir": Case("", served, URZA),
   "urza.trusted": Case((), served, URZA),
