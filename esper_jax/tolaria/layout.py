@@ -116,11 +116,12 @@ def make_layout(config: ConfigDict) -> Layout | None:
       f"--config.data.batch_size={config.data.batch_size}: must be a multiple"
       f" of the {count} devices of --config.mesh.data={m.data}"
     )
+  if count == 1:
+    return None
   mesh = jax.make_mesh(
     (count,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:count]
   )
-  least = m.shard_from if m.parameters == SHARDED else 0
-  return Layout(mesh, least) if count > 1 else None
+  return Layout(mesh, m.shard_from if m.parameters == SHARDED else 0)
 
 
 def describe(config: ConfigDict) -> str:

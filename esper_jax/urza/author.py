@@ -61,8 +61,8 @@ def build(
   """Compiles what the registry lacks, with its `static` evidence.
 
   Of the ways to cut the work, the first that fits the target and does not
-  spill is taken, or that which spills least. A
-  kernel that does not compile keeps no other from being built.
+  spill is taken, or that which spills least. A kernel that does not compile
+  keeps no other from being built.
 
   Args:
     registry: takes the artefacts.
@@ -157,14 +157,14 @@ def _make(registry: Registry, request: Request) -> str:
     made = None if static else compile_spec(request.kernel, spec)
     facts = static[-1] if made is None else made.facts
     if facts["ok"]:
-      fitting.append((facts["spills"], len(fitting), spec, made))
+      fitting.append((facts["spills"], spec, made))
       if not facts["spills"]:
         break
   if not fitting:
     raise CompilationError(
       f"no tiles fit sm_{request.target}; the last need too much memory"
     )
-  _, _, spec, made = min(fitting, key=lambda way: way[:2])
+  _, spec, made = min(fitting, key=lambda way: way[0])
   if made is None:
     return f"{spec.key[:12]} is there"
   _store(registry, made)
