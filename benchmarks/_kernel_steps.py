@@ -63,26 +63,25 @@ def time_steps(
   parts = assembly.assemble(config, assembly.load_data(config))
   bare = assembly.new_state(config, parts)
   batch = config.data.batch_size
-  lowered, args, told = {}, {}, {}
 
-  def lower(name: Any, state: TrainState, chosen: Dispatcher | None) -> None:
-    args[name] = step_arguments(parts, state, batch)
+  def lower(state: TrainState, chosen: Dispatcher | None) -> tuple[Any, Any]:
+    args = step_arguments(parts, state, batch)
     # A new function for each: what is traced depends on the dispatcher.
     step = steps.make_train_step(parts.host, parts.steps)
     with dispatch.using(chosen):
-      program = jax.jit(step, donate_argnums=(0, 1)).lower(*args[name])
-    lowered[name] = program
+      return jax.jit(step, donate_argnums=(0, 1)).lower(*args), args
 
-  lower("bare", bare, None)
+  arms: dict[Any, tuple[Any, Any]] = {"bare": lower(bare, None)}
+  told = {}
   for blueprint, count in seeds.items():
     state = plant_all(bare, parts, blueprint, count)
-    lower((blueprint, "reference"), state, None)
-    lower((blueprint, "kernel"), state, dispatcher)
+    arms[blueprint, "reference"] = lower(state, None)
+    arms[blueprint, "kernel"] = lower(state, dispatcher)
     told[blueprint] = dispatcher.fallbacks()
-  programs = orders.each(lambda program: program.compile(), lowered.values())
+  programs = orders.each(lambda arm: arm[0].compile(), arms.values())
   blocks = {
-    name: step_block(program, args[name], effort.calls)
-    for name, program in zip(lowered, programs, strict=True)
+    name: step_block(program, args, effort.calls)
+    for (name, (_, args)), program in zip(arms.items(), programs, strict=True)
   }
   found = {}
   for blueprint, count in seeds.items():

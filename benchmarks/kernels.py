@@ -276,8 +276,7 @@ def time_kernels(
     kernel, dtype, constants = parts_of(artefact)
     args = kernel.arguments(dtype, constants, *row["shape"])
     launch = launcher(kernel, Loaded(*registry.load(artefact.key)), device)
-    pair = {"kernel": launch, "reference": kernel.reference}
-    lowered = {n: measurement.lower_alone(f, args) for n, f in pair.items()}
+    lowered = measurement.lower_alone(kernel, args, launch)
     ready.append((row, artefact, lowered))
   # All are compiled before any is timed.
   compiled = list(orders.each(lambda one: _compile(one[2]), ready))

@@ -164,24 +164,29 @@ def time_alone(
   Returns:
     "kernel" and "reference" -> seconds of a call, of each round.
   """
-  functions = {"kernel": launch, "reference": kernel.reference}
-  programs = {
-    name: lower_alone(function, args).compile()
-    for name, function in functions.items()
-  }
+  lowered = lower_alone(kernel, args, launch)
+  programs = {name: one.compile() for name, one in lowered.items()}
   return time_programs(programs, args, effort)
 
 
 def lower_alone(
-  function: Callable[..., tuple[Any, ...]], args: tuple[Any, ...]
-) -> Any:
-  """Lowers a program that calls a launch or a reference REPEATS times.
+  kernel: Kernel, args: tuple[Any, ...], launch: Launch
+) -> dict[str, Any]:
+  """Lowers "kernel" and "reference", each a program of REPEATS calls.
 
   Args:
-    function: to be called.
+    kernel: gives the reference.
     args: arrays, or their shapes.
+    launch: calls the kernel.
   """
-  return jax.jit(timing.each_of(function)).lower(*[args] * REPEATS)
+  tuples = [args] * REPEATS
+  return {
+    name: jax.jit(timing.each_of(function)).lower(*tuples)
+    for name, function in (
+      ("kernel", launch),
+      ("reference", kernel.reference),
+    )
+  }
 
 
 def time_programs(
