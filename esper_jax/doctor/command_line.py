@@ -96,28 +96,18 @@ def _lines(config: str | None, rest: list[str]) -> Iterator[Line]:
 
 
 def _settings(source: str, rest: list[str]) -> Settings:
-  from esper_jax import command_line  # needs more than Python has
+  # These need more than Python has.
+  from esper_jax import command_line
+  from esper_jax.tolaria.assembly import data_options
 
   options = command_line.parse(["doctor", f"--config={source}", *rest])
   assert options is not None  # only --help gives that
   config = options.config
-  data = config.data
   return Settings(
     program_cache=config.tezzeret.cache_dir,
     registry=config.urza.dir,
     trusted=config.urza.trusted,
-    data={
-      "name": data.name,
-      "source": data.source,
-      "image_size": data.image_size,
-      "context": data.context,
-      "dir": data.dir,
-      "cache_dir": data.cache_dir,
-      "download": data.download,
-      "validation_fraction": data.validation_fraction,
-      "split_seed": data.split_seed,
-      "train_limit": data.train_limit,
-    },
+    data=data_options(config),
   )
 
 

@@ -8,9 +8,9 @@ from typing import Any
 from esper_jax.data import cifar, datasets, folder
 from esper_jax.doctor.report import Level, Line, without_paths
 from esper_jax.doctor.settings import Settings
+from esper_jax.knobs import FOLDER
 
 ITEM = "data"
-_FOLDER = "folder:"
 
 
 def check(
@@ -40,8 +40,8 @@ def check(
 
 def _configured(options: Mapping[str, Any]) -> Line:
   name, source = options["name"], options["source"]
-  if source.startswith(_FOLDER):
-    return _images(Path(source.removeprefix(_FOLDER)).expanduser())
+  if source.startswith(FOLDER):
+    return _images(Path(source.removeprefix(FOLDER)).expanduser())
   layout = None if source else cifar.FORMATS.get(name)
   cache = Path(options["cache_dir"] or datasets.CACHE)
   if layout and not options["dir"] and not _is_kept(layout, cache):

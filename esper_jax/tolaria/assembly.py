@@ -83,18 +83,24 @@ def load_data(config: ConfigDict, given: Given = NOTHING) -> Dataset:
       split_seed=d.split_seed,
       train_limit=d.train_limit,
     )
-  return datasets.load(
-    d.name,
-    source=d.source,
-    image_size=d.image_size,
-    context=d.context,
-    dir=d.dir,
-    cache_dir=d.cache_dir,
-    download=d.download,
-    validation_fraction=d.validation_fraction,
-    split_seed=d.split_seed,
-    train_limit=d.train_limit,
-  )
+  return datasets.load(**data_options(config))
+
+
+def data_options(config: ConfigDict) -> dict[str, Any]:
+  """What `datasets.load` takes, of a config."""
+  d = config.data
+  return {
+    "name": d.name,
+    "source": d.source,
+    "image_size": d.image_size,
+    "context": d.context,
+    "dir": d.dir,
+    "cache_dir": d.cache_dir,
+    "download": d.download,
+    "validation_fraction": d.validation_fraction,
+    "split_seed": d.split_seed,
+    "train_limit": d.train_limit,
+  }
 
 
 def assemble(
