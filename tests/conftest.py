@@ -20,6 +20,7 @@ os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
 
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # Tests leave many objects that stay. Looking them through as often as Python
 # does by default took 6 % of the time of three files, and more of a whole run.
@@ -48,6 +49,16 @@ def _few_programs():
   if _mappings() > 20_000:
     jax.clear_caches()
     gc.collect()
+
+
+@pytest.fixture
+def no_program_cache():
+  """As in a process whose user has told JAX of no folder of programs."""
+  before = jax.config.jax_compilation_cache_dir
+  jax.config.update("jax_compilation_cache_dir", None)
+  yield
+  jax.config.update("jax_compilation_cache_dir", before)
+  compilation_cache.reset_cache()
 
 
 def _mappings() -> int:

@@ -9,16 +9,9 @@ from esper_jax.doctor import program_cache
 from esper_jax.doctor.report import Level
 from esper_jax.doctor.settings import Settings
 
+pytestmark = pytest.mark.usefixtures("no_program_cache")
+
 PLENTY = 10**11
-
-
-@pytest.fixture(autouse=True)
-def nothing_set():
-  """As in a process whose user has told JAX of no folder."""
-  before = jax.config.jax_compilation_cache_dir
-  jax.config.update("jax_compilation_cache_dir", None)
-  yield
-  jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture

@@ -14,17 +14,9 @@ import pytest
 from esper_jax.tezzeret import disk
 from esper_jax.types import InputError
 
+pytestmark = pytest.mark.usefixtures("no_program_cache")
+
 GROUP = 4321
-
-
-@pytest.fixture(autouse=True)
-def nothing_set():
-  """As in a process whose user has told JAX of no folder."""
-  before = jax.config.jax_compilation_cache_dir
-  jax.config.update("jax_compilation_cache_dir", None)
-  yield
-  jax.config.update("jax_compilation_cache_dir", before)
-  disk.compilation_cache.reset_cache()
 
 
 @pytest.fixture
