@@ -18,7 +18,7 @@ from esper_jax.hosts.registry import make_host
 from esper_jax.kasmina import surgery
 from esper_jax.kasmina.slot import Slot
 from esper_jax.tezzeret.program import Limits
-from esper_jax.tolaria import assembly, recovery
+from esper_jax.tolaria import assembly, hosting, recovery
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.programs import Programs
 from esper_jax.tolaria.state import TrainState
@@ -138,7 +138,7 @@ def make_parts(network: str, config: ConfigDict, data: Dataset) -> Parts:
   if network != CNN:
     return parts
   host = from_linen(PooledCNN(config.host.width or CNN_WIDTH, slots=True))
-  slots = assembly.slots_of(host, parts.example)
+  slots = hosting.slots_of(host, parts.example)
   return parts._replace(host=host, growth=parts.growth._replace(slots=slots))
 
 

@@ -11,7 +11,7 @@ Profiles:
 from ml_collections import ConfigDict
 
 from configs import base
-from esper_jax.config import check_profile
+from esper_jax.config_file import check_profile
 
 
 def get_config(profile: str = "gpu") -> ConfigDict:

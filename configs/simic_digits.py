@@ -10,7 +10,7 @@ tamiyo (see DEFAULTS in esper_jax/simic/assembly.py).
 
 from ml_collections import ConfigDict
 
-from esper_jax.config import check_profile
+from esper_jax.config_file import check_profile
 
 
 def get_config(profile: str = "full") -> ConfigDict:

@@ -17,6 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from esper_jax import config as config_lib
+from esper_jax import config_file
 from esper_jax.commands import BAD_INPUT, FAILED, OK
 from esper_jax.control import never_grown
 from esper_jax.knobs import KNOBS, nearest
@@ -164,7 +165,7 @@ def help_text(configs: Path) -> str:
     listed.append(f"  {form}\n      {values[name].help}")
   files = []
   for path in sorted(configs.glob("*.py")):
-    summary, profiles = config_lib.describe(path)
+    summary, profiles = config_file.describe(path)
     if not profiles:  # base.py: edited by the others, not run itself
       continue
     files.append(f"  {os.path.relpath(path)}\n      {summary}")
@@ -203,7 +204,7 @@ def parse(argv: list[str]) -> Options | None:
     raise InputError(
       "--config is missing; try --config=configs/digits.py, or --help"
     )
-  config = config_lib.load(values.config)
+  config = config_file.load(values.config)
   config_lib.check_complete(config)
   config = _override(config, rest)
   if values.replay is not None:
@@ -212,7 +213,7 @@ def parse(argv: list[str]) -> Options | None:
     if values[name].present:
       config.tamiyo[name] = values[name].value
   config = config_lib.validate(config)
-  path, profile = config_lib.split_profile(values.config)
+  path, profile = config_file.split_profile(values.config)
   name = "-".join(filter(None, (Path(path).stem, profile)))
   return Options(
     source=values.config,
@@ -240,8 +241,13 @@ def _overridden_keys(args: list[str], known: tuple[str, ...]) -> list[str]:
   return keys
 
 
+_FROM = '--config.host["from"]'
+
+
 def _override(config: ConfigDict, args: list[str]) -> ConfigDict:
   """Applies --config.key=value flags; every key must exist."""
+  # Keys are read as Python, in which `from` is a keyword.
+  args = [re.sub(r"^--?config\.host\.from\b", _FROM, arg) for arg in args]
   values = flags.FlagValues()
   values.set_gnu_getopt(True)
   with _absl_errors():
@@ -368,8 +374,8 @@ def slow_hint(source: str, backend: str) -> str:
     source: the value of --config.
     backend: that of JAX: "cpu", "gpu", ...
   """
-  path, profile = config_lib.split_profile(source)
-  profiles = config_lib.describe(Path(path)).profiles
+  path, profile = config_file.split_profile(source)
+  profiles = config_file.describe(Path(path)).profiles
   if backend != "cpu" or profile == "cpu" or "cpu" not in profiles:
     return ""
   return f"this is a CPU: --config={path}:cpu is meant for it"

@@ -22,6 +22,9 @@ def get_config() -> ConfigDict:
   # channels between a residual block's two convolutions, one per stage;
   # () or 0 = the stage's own width
   config.host.inner_widths = ()
+  # folder of an export: the network that grew there goes on, with new slots;
+  # the other keys of host must be its own; "" = a new network
+  config.host["from"] = ""
   # "all", or a tuple of slot names
   config.host.slots = FieldReference("all", field_type=object)
 

@@ -31,8 +31,9 @@ DATASETS = (*PIXELS, *TEXTS)
 # These say where data lies, what stays on disk and which devices compute, not
 # what is computed: they are outside `config.config_hash` and may differ when
 # a run is resumed (on the same data: its SHA-256 is compared). What is replayed
-# is in the hash, whatever the file is called.
+# or gone on with is in the hash, wherever it is.
 FREE_KEYS = (
+  "host.from",
   "data.source",
   "data.image_size",
   "data.dir",
@@ -148,6 +149,7 @@ KNOBS: dict[str, Knob] = {
     lambda v: isinstance(v, tuple) and all(map(_COUNT.accepts, v)),
     "integers of at least 0, one per stage, such as 0,1,0",
   ),
+  "host.from": _TEXT,
   "host.slots": Knob(
     lambda v: v == "all" or are_names(v),
     "all, or slot names separated by commas",

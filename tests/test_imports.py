@@ -18,7 +18,7 @@ LEVELS = (
   ("commands",),
   ("knobs",),
   ("oona",),
-  ("config", "control", "defaults"),
+  ("config", "config_file", "control", "defaults"),
   ("urza",),
   ("kasmina",),
   ("hosts", "tamiyo"),
@@ -32,13 +32,21 @@ LEVELS = (
 )
 LEVEL_OF = {part: n for n, level in enumerate(LEVELS) for part in level}
 # The only ones that may know what a config looks like.
-READERS = ("api", "config", "control", "command_line", "defaults", "tolaria")
+READERS = (
+  "api",
+  "config",
+  "config_file",
+  "control",
+  "command_line",
+  "defaults",
+  "tolaria",
+)
 READING_FILES = (
   "esper_jax/doctor/command_line.py",
   "esper_jax/simic/command_line.py",
 )
 # What a config file may import of ours.
-CONFIG_PARTS = ("config", "defaults", "knobs")
+CONFIG_PARTS = ("config_file", "defaults", "knobs")
 
 
 def name_of(path: Path) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from esper_jax import commands
-from esper_jax.export import lineage
+from esper_jax.oona import lineage
 
 _ABOUT = """\
 Writes the grown network of a run directory, without anything that only growth

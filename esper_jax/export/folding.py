@@ -20,7 +20,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from esper_jax.export import layout
+from esper_jax.hosts import grown, naming
 from esper_jax.hosts.mlp import MLP, mlp_slots
 from esper_jax.hosts.resnet import ResNet, resnet_slots
 from esper_jax.kasmina import blueprints
@@ -50,10 +50,10 @@ class Folded(NamedTuple):
   Attributes:
     variables: collection -> nested modules, float32 arrays (NumPy).
     seeds: records of what the network still has, in the order they run:
-      name, slot, key, blueprint, blend, depth, strength (what is left of
-      alpha), input (the slot's spec), parameters.
-    merged: records of seeds that went into host weights: slot, key, blueprint,
-      into (module names).
+      name, generation, slot, key, blueprint, blend, depth, strength (what is
+      left of alpha), input (the slot's spec), parameters.
+    merged: records of seeds that went into host weights: generation, slot, key,
+      blueprint, into (module names).
   """
 
   variables: dict[str, Any]
@@ -65,6 +65,7 @@ def fold(
   view: tuple[PyTree, Mapping[str, PyTree], Mapping[str, Any]],
   module: nn.Module | None,
   slots: SlotTable,
+  before: Mapping[str, Any] | None = None,
 ) -> Folded:
   """Turns what is evaluated in training into plain variables.
 
@@ -72,10 +73,14 @@ def fold(
     view: (params, collections, seeds), see `state.evaluation_view`.
     module: the host; None where it is a user's.
     slots: its slot table.
+    before: the topology of the network that the run went on with; the
+      parameters are then its own, and its seeds run first.
   """
+  older = [] if before is None else before["seeds"]
+  generation = generation_after(before)
   params, collections, seeds = jax.device_get(view)
   variables = {
-    name: layout.nested(layout.to_named(tree, ""))
+    name: naming.nested(naming.to_named(tree, ""))
     for name, tree in {"params": params, **collections}.items()
   }
   taken = {module for tree in variables.values() for module in tree}
@@ -83,7 +88,8 @@ def fold(
   for (path, key), seed in all_seeds(seeds).items():
     if float(seed.alpha) != 0 and float(seed.isolation) == 0:
       live[path][key] = _with_alpha_inside(seed)
-  records, merged = [], []
+  records = [r for r in older if r["slot"] not in slots]
+  merged = [] if before is None else list(before["merged"])
   for path, spec in slots.items():
     groups = _in_order(live[path])
     into = readers(module, path)
@@ -91,26 +97,42 @@ def fold(
       group = groups.pop()
       _merge(variables["params"], list(group.values()), into)
       for key, seed in group.items():
-        record = {"slot": path, "key": key, "blueprint": seed.blueprint}
-        merged.append({**record, "into": list(into)})
+        merged.append(
+          {
+            "generation": generation,
+            "slot": path,
+            "key": key,
+            "blueprint": seed.blueprint,
+            "into": list(into),
+          }
+        )
+    own = [record for record in older if record["slot"] == path]
+    records += own
+    deeper = 1 + max((record["depth"] for record in own), default=-1)
     for group in groups:
       for key, seed in group.items():
-        name = layout.seed_name(path, key, taken)
-        _add(variables, name, seed)
+        name = naming.seed_name(path, key, taken)
+        grown.put(variables, name, seed)
         records.append(
           {
             "name": name,
+            "generation": generation,
             "slot": path,
             "key": key,
             "blueprint": seed.blueprint,
             "blend": seed.blend,
-            "depth": seed.depth,
+            "depth": deeper + seed.depth,
             "strength": shortest(seed.alpha),
             "input": dataclasses.asdict(spec) | {"shape": list(spec.shape)},
             "parameters": blueprints.count(seed.params),
           }
         )
   return Folded(variables, records, merged)
+
+
+def generation_after(before: Mapping[str, Any] | None) -> int:
+  """How many runs there were before: 0 where nothing was gone on with."""
+  return 0 if before is None else before.get("generation", 0) + 1
 
 
 def shortest(value: Any) -> float:
@@ -185,18 +207,3 @@ def _merge(params: Any, beside: list[Seed], into: tuple[str, ...]) -> None:
       layer = layer[part]
     kernel = np.asarray(layer["kernel"], np.float64)
     layer["kernel"] = np.float32(kernel + np.matmul(change, kernel))
-
-
-def _add(variables: dict[str, Any], name: str, seed: Seed) -> None:
-  """Puts a seed's parameters and state beside the host's, in place."""
-
-  def put(collection: str, module: str, tree: PyTree) -> None:
-    named = layout.to_named(tree, seed.blueprint)
-    if named:
-      own = layout.nested(named)
-      variables.setdefault(collection, {})[module] = own
-
-  put("params", name, seed.params["branch"])
-  put(layout.SEED_STATE, name, seed.state)
-  if seed.blend == "gate":
-    put("params", layout.gate_name(name), seed.params["gate"])

@@ -9,11 +9,12 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from esper_jax.export import layout, plain_layers
-from esper_jax.export.lineage import MODULE
+from esper_jax.export import plain_layers
+from esper_jax.hosts import naming
 from esper_jax.hosts.mlp import MLP
 from esper_jax.hosts.registry import make_host, reads_tokens
 from esper_jax.knobs import GIVEN
+from esper_jax.oona.lineage import MODULE
 from esper_jax.types import InputError
 
 # Blueprint -> (class, the constructor's arguments from the parameters).
@@ -200,7 +201,7 @@ def _seed(
   record: Mapping[str, Any], parameters: Mapping[str, Any], read: str
 ) -> Iterator[str]:
   name, blueprint, blend = (record[k] for k in ("name", "blueprint", "blend"))
-  tree = layout.flat(parameters[name])
+  tree = naming.flat(parameters[name])
   shapes = {k: tuple(v.shape) for k, v in tree.items()}
   if blueprint == "norm":
     made = _NORMS[record["input"]["kind"]]
@@ -210,7 +211,7 @@ def _seed(
   strength = record["strength"]
   factor = "" if strength == 1 else f"{strength!r} * "
   if blend == "gate":
-    yield f'gated = gate({read}, "{layout.gate_name(name)}")'
+    yield f'gated = gate({read}, "{naming.gate_name(name)}")'
     yield f"x = x + {factor}gated * {y}"
   elif blend == "multiply":
     yield f"y = {y}"

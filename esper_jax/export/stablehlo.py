@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import jax
 from jax import export
 
-from esper_jax.export.lineage import PROGRAM
 from esper_jax.export.network import GrownNetwork
 from esper_jax.knobs import GIVEN
+from esper_jax.oona.lineage import PROGRAM
 from esper_jax.types import InputError
 from esper_jax.urza import dispatch
 

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 
 from esper_jax.export import folding
-from esper_jax.export.network import SCHEMA, GrownNetwork
+from esper_jax.export.network import GrownNetwork
+from esper_jax.hosts.grown import SCHEMA
 from esper_jax.hosts.host import Host
 from esper_jax.hosts.registry import make_host
 from esper_jax.kasmina import blueprints
@@ -21,6 +22,7 @@ def build(
   reads: Mapping[str, Any],
   modules: Sequence[str] = (),
   given: Host | None = None,
+  before: Mapping[str, Any] | None = None,
 ) -> GrownNetwork:
   """Makes the network that is exported.
 
@@ -31,14 +33,16 @@ def build(
     reads: see `images`, `tokens` and `examples`.
     modules: that register blueprints of the run.
     given: the host, where it is a user's.
+    before: see `folding.fold`.
 
   Raises:
     InputError: a user's model gives no single array.
   """
   module = None if given else make_host(**host)
-  folded = folding.fold(view, module, slots)
+  folded = folding.fold(view, module, slots, before)
   topology = {
     "schema": SCHEMA,
+    "generation": folding.generation_after(before),
     "input": dict(reads),
     "host": {
       name: list(value) if isinstance(value, tuple) else value

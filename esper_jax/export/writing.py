@@ -12,8 +12,16 @@ import flax
 import jax
 import numpy as np
 
-from esper_jax.export import layout, lineage, plain, stablehlo, topology
-from esper_jax.export.lineage import (
+from esper_jax.export import plain, stablehlo, topology
+from esper_jax.export.network import GrownNetwork, load_grown
+from esper_jax.hosts import naming
+from esper_jax.hosts.host import Host
+from esper_jax.hosts.registry import reads_tokens
+from esper_jax.knobs import GIVEN
+from esper_jax.oona import lineage
+from esper_jax.oona.jsonl import explain_write_errors
+from esper_jax.oona.jsonl import plain as plain_json
+from esper_jax.oona.lineage import (
   FILES,
   LINEAGE,
   MODULE,
@@ -22,12 +30,6 @@ from esper_jax.export.lineage import (
   TOPOLOGY,
   WEIGHTS,
 )
-from esper_jax.export.network import GrownNetwork, load_grown
-from esper_jax.hosts.host import Host
-from esper_jax.hosts.registry import reads_tokens
-from esper_jax.knobs import GIVEN
-from esper_jax.oona.jsonl import explain_write_errors
-from esper_jax.oona.jsonl import plain as plain_json
 from esper_jax.tolaria import restoring, workdir
 from esper_jax.tolaria.given import NOTHING, Given
 from esper_jax.tolaria.restoring import Restored
@@ -97,9 +99,7 @@ def _cpu() -> jax.Device:
 
 
 def _write(folder: Path, restored: Restored) -> Exported:
-  history = lineage.changes(
-    restored.path / "events.jsonl", before=restored.next_event
-  )
+  history = _history(restored)
   network = _network(restored)
   lineage.check_seeds(
     history, network.topology, str(restored.path / "events.jsonl")
@@ -114,7 +114,8 @@ def _write(folder: Path, restored: Restored) -> Exported:
     report = _report(unfinished, restored, network, refused)
     with explain_write_errors(folder):
       workdir.write_json(unfinished / REPORT, report)
-      story = _lineage(unfinished, restored, history)
+      exported = _exported(unfinished, restored)
+      story = lineage.chain(plain_json([*history, exported]))
       workdir.write_json(unfinished / LINEAGE, story)
       for path in (*unfinished.iterdir(), unfinished):
         workdir.sync_path(path)
@@ -193,6 +194,7 @@ def _network(restored: Restored) -> GrownNetwork:
     reads=reads,
     modules=restored.modules,
     given=_model(restored),
+    before=parts.before.topology if parts.before else None,
   )
 
 
@@ -212,7 +214,7 @@ def write_formats(folder: Path, network: GrownNetwork) -> dict[str, str]:
     File name -> why it was not written.
   """
   refused = {}
-  (folder / WEIGHTS).write_bytes(layout.to_bytes(network.variables))
+  (folder / WEIGHTS).write_bytes(naming.to_bytes(network.variables))
   workdir.write_json(folder / TOPOLOGY, network.topology)
   try:
     (folder / PROGRAM).write_bytes(stablehlo.serialize(network))
@@ -277,12 +279,11 @@ def _trained(restored: Restored, images: jax.Array) -> np.ndarray:
     return np.asarray(outputs, np.float32)
 
 
-def _lineage(
-  folder: Path, restored: Restored, history: list[dict[str, Any]]
-) -> dict[str, Any]:
-  data = restored.parts.data
+def _history(restored: Restored) -> list[dict[str, Any]]:
+  """Entries of the lineage: what came before this run, and what it changed."""
+  data, before = restored.parts.data, restored.parts.before
   began = {
-    "type": "began",
+    "type": "began" if before is None else "continued",
     "host": restored.host,
     "seed": restored.seed,
     "parameters": sum(x.size for x in jax.tree.leaves(restored.state.params)),
@@ -290,14 +291,22 @@ def _lineage(
     "data": data.name,
     "data_sha256": data.sha256,
   }
+  changes = lineage.changes(
+    restored.path / "events.jsonl", before=restored.next_event
+  )
+  older = [] if before is None else lineage.story(before.folder)
+  return [*older, began, *changes]
+
+
+def _exported(folder: Path, restored: Restored) -> dict[str, Any]:
+  """The last entry, which binds the files."""
   names = [name for name in FILES if (folder / name).exists()]
-  exported = {
+  return {
     "type": "exported",
     "epoch": restored.epoch,
     "step": restored.checkpoint.step,
     "files": {name: lineage.hash_file(folder / name) for name in names},
   }
-  return lineage.chain(plain_json([began, *history, exported]))
 
 
 def _notes(restored: Restored, report: Mapping[str, Any]) -> list[str]:

@@ -193,8 +193,8 @@ def apply_seeds(
         continue
       live = (seed.alpha != 0) & (seed.isolation == 0)
       x, own = fork(x, live)
-      own_key = None if key is None else _own_key(key, name)
-      outputs[name], state = contribution(seed, own, train=train, key=own_key)
+      drawn = None if key is None else own_key(key, name)
+      outputs[name], state = contribution(seed, own, train=train, key=drawn)
       new[name] = seed.replace(state=state)
     x = x if y is None else y
     for name, r in outputs.items():
@@ -237,7 +237,8 @@ def _join(
   return None, ()
 
 
-def _own_key(key: jax.Array, name: str) -> jax.Array:
+def own_key(key: jax.Array, name: str) -> jax.Array:
+  """The key of one seed among those of a slot."""
   # By name, not by position: a newborn must not change a survivor's draws.
   return jax.random.fold_in(key, zlib.crc32(name.encode()))
 

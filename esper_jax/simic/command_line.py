@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from esper_jax import commands
+from esper_jax import commands, config_file
 from esper_jax import config as config_lib
 from esper_jax.oona.jsonl import plain
 from esper_jax.types import InputError
@@ -71,7 +71,7 @@ def _parser() -> commands.Parser:
 def _settings(source: str, overrides: Sequence[str]) -> dict[str, Any]:
   from esper_jax.simic import assembly, options  # imports JAX: seconds
 
-  config = config_lib.load(source).to_dict()
+  config = config_file.load(source).to_dict()
   return options.read(config, overrides, assembly.DEFAULTS)
 
 
@@ -79,7 +79,7 @@ def _train(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   settings = _settings(flags.config, overrides)
   from esper_jax.simic import publishing
 
-  path, profile = config_lib.split_profile(flags.config)
+  path, profile = config_file.split_profile(flags.config)
   name = "-".join(filter(None, (Path(path).stem, profile)))
   result = publishing.train(
     settings,

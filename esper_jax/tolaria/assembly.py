@@ -4,28 +4,31 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from ml_collections import ConfigDict
 
 from esper_jax.data import augment, datasets, splits
 from esper_jax.data.pipeline import BatchOrder
 from esper_jax.data.splits import Dataset
-from esper_jax.hosts.host import Host, from_linen
-from esper_jax.hosts.registry import host_names, make_host, reads_tokens
-from esper_jax.kasmina import surgery
-from esper_jax.kasmina.slot import with_seeds_at
+from esper_jax.hosts.host import Host
 from esper_jax.knobs import GIVEN
 from esper_jax.tamiyo.policy import Policy
 from esper_jax.tezzeret.program import Limits
-from esper_jax.tolaria import governor, learned_policy, optimizers, replaying
+from esper_jax.tolaria import (
+  governor,
+  hosting,
+  learned_policy,
+  optimizers,
+  replaying,
+)
 from esper_jax.tolaria import objective as objectives
 from esper_jax.tolaria.given import NOTHING, Given, Start, check_variables
 from esper_jax.tolaria.growth_options import GrowthOptions, make_growth
+from esper_jax.tolaria.hosting import Before, Named
 from esper_jax.tolaria.layout import Layout, make_layout
 from esper_jax.tolaria.measure import EvalBatch, device_batches
 from esper_jax.tolaria.state import TrainState, init_state
 from esper_jax.tolaria.steps import StepOptions
-from esper_jax.types import InputError, SlotTable
+from esper_jax.types import InputError
 
 MAX_EVAL_BATCH = 512
 # Neither atomics in any order nor a choice of algorithms by measured time.
@@ -68,7 +71,8 @@ class Parts(NamedTuple):
   compiler_options: dict[str, Any]
   policy_error: str = ""  # why a learned policy cannot be used
   start: Start | None = None  # the host's first variables; None: drawn
-  title: str = ""  # of a given host
+  title: str = ""  # of a host that has no name of ours
+  before: Before | None = None  # the network that the run goes on with
   layout: Layout | None = None  # of several devices; None: there is one
 
 
@@ -116,12 +120,18 @@ def assemble(
   Raises:
     InputError: parts that do not fit each other.
   """
-  host, dtype = _host(config, data, given)
-  preprocess = _preprocess(config, data, dtype)
+  named = (
+    hosting.named_host(config, data)
+    if given.host is None
+    else Named(given.host, data, given.title)
+  )
+  host, data = named.host, named.data
+  variables = given.variables if named.variables is None else named.variables
+  preprocess = _preprocess(config, data)
   timetable = make_timetable(config, data)
   chain = _optimizer(config)
   example = preprocess(jnp.asarray(data.train_images[:1]), None)
-  slots = slots_of(host, example)
+  slots = hosting.slots_of(host, example)
   growth = make_growth(config, slots, chain, epochs=timetable.epochs)
   growth = replaying.with_replay(config, growth)
   policy, policy_error = learned_policy.make_policy(
@@ -160,14 +170,15 @@ def assemble(
     compiler_options=dict(_DETERMINISTIC) if config.deterministic else {},
     policy_error=policy_error,
     start=None
-    if given.variables is None
-    else check_variables(host, example, given.variables),
-    title=given.title,
+    if variables is None
+    else check_variables(host, example, variables),
+    title=named.title,
+    before=named.before,
     layout=make_layout(config),
   )
-  check_readable(parts)
+  hosting.check_readable(host, example, growth)
   if given.host is not None or given.objective is not None:
-    check_figures(parts)
+    hosting.check_figures(host, example, data, parts.steps)
   return parts
 
 
@@ -225,122 +236,9 @@ def eval_batch_size(config: ConfigDict, data: Dataset) -> int:
   return config.data.eval_batch_size or min(MAX_EVAL_BATCH, whole)
 
 
-def slots_of(host: Host, example: jax.Array) -> SlotTable:
-  """The host's slot table, from one abstract trace."""
-
-  def forward():
-    params, collections = host.init(jax.random.key(0), example)
-    return host.apply(params, collections, {}, example, train=False, key=None)
-
-  # Flax runs the module once in init and once in apply: same slots.
-  return surgery.slot_table(forward)
-
-
-def check_readable(parts: Parts) -> None:
-  """Refuses a host whose program would ignore a planted seed.
-
-  One abstract trace with a seed in every slot; nothing is computed.
-
-  Raises:
-    InputError: names the slot and the cause.
-  """
-  growth = parts.growth
-  chosen = {}
-  for row, path in enumerate(growth.slots):
-    column = np.flatnonzero(growth.fits[row * growth.lanes])
-    if len(column):
-      chosen[path] = growth.blueprints[int(column[0])]
-
-  def forward():
-    params, collections = parts.host.init(jax.random.key(0), parts.example)
-    seeds: dict[str, Any] = {}
-    for path, name in chosen.items():
-      seed = surgery.make_seed(growth.slots[path], name, key=jax.random.key(0))
-      seeds = with_seeds_at(seeds, path, {name: seed})
-    expected.update(seeds)
-    return parts.host.apply(
-      params, collections, seeds, parts.example, train=False, key=None
-    )
-
-  expected: dict[str, Any] = {}
-  surgery.check_consumed(forward, expected)
-
-
-def check_figures(parts: Parts) -> None:
-  """Refuses a host whose outputs give no loss; nothing is computed.
-
-  Raises:
-    InputError: see `objective.check`.
-  """
-  data = parts.data
-
-  def forward(images):
-    params, collections = parts.host.init(jax.random.key(0), parts.example)
-    x = parts.steps.preprocess(images, None)
-    return parts.host.apply(params, collections, {}, x, train=False, key=None)
-
-  outputs = jax.eval_shape(forward, data.train_images[:2])[0]
-  objectives.check(
-    parts.steps.objective,
-    outputs,
-    jax.eval_shape(jnp.asarray, data.train_labels[:2]),
-    num_classes=data.num_classes,
-  )
-
-
-def host_arguments(config: ConfigDict, num_classes: int) -> dict[str, Any]:
-  """What `hosts.registry.make_host` takes for a config, slots left out.
-
-  Args:
-    config: validated.
-    num_classes: of the data.
-
-  Returns:
-    Plain values; "dtype" is a name.
-  """
-  precision = config.train.precision
-  if precision == "auto":
-    on_cpu = jax.default_backend() == "cpu"
-    precision = "float32" if on_cpu else "bfloat16"
-  h = config.host
-  return {
-    "name": h.name,
-    "num_classes": num_classes,
-    "width": h.width,
-    "depth": h.depth,
-    "heads": h.heads,
-    "context": config.data.context,
-    "norm": h.norm,
-    "inner_widths": tuple(h.inner_widths),
-    "dtype": precision,
-  }
-
-
-def _host(config: ConfigDict, data: Dataset, given: Given) -> tuple[Host, Any]:
-  slots = config.host.slots
-  arguments = host_arguments(config, data.num_classes)
-  dtype = jnp.dtype(arguments.pop("dtype"))
-  if given.host is not None:
-    return given.host, dtype
-  name, is_text = config.host.name, data.train_images.dtype == np.int32
-  if is_text != reads_tokens(name):
-    fitting = [n for n in host_names() if reads_tokens(n) == is_text]
-    raise InputError(
-      f"host.name is {name}, which reads {'images' if is_text else 'text'},"
-      f" but the data is {data.source}: set --config.host.name to one of"
-      f" {', '.join(fitting)}, or --config.data.source=text:PATH, or"
-      " --config.data.name"
-    )
-  module = make_host(
-    **arguments,
-    slots=slots if isinstance(slots, str) else tuple(slots),
-    dtype=dtype,
-  )
-  return from_linen(module), dtype
-
-
-def _preprocess(config: ConfigDict, data: Dataset, dtype: Any) -> Any:
+def _preprocess(config: ConfigDict, data: Dataset) -> Any:
   d = config.data
+  dtype = jnp.dtype(hosting.dtype_of(config))
   ops = augment.check_ops(d.augment)
   augment.check_fit(
     data.train_images, ops=ops, padding=d.crop_padding, cutout=d.cutout_size

@@ -6,9 +6,16 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
+from esper_jax import defaults
 from esper_jax.control import never_grown
 from esper_jax.knobs import GIVEN
-from esper_jax.tolaria import assembly, checkpoints, recovery, workdir
+from esper_jax.tolaria import (
+  assembly,
+  checkpoints,
+  hosting,
+  recovery,
+  workdir,
+)
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.checkpoints import Checkpoint, Damage
 from esper_jax.tolaria.given import NOTHING, Given
@@ -100,7 +107,7 @@ def restore(
   state = recovery.state_from_checkpoint(
     loaded, lambda: assembly.new_state(config, parts), parts
   )
-  host = assembly.host_arguments(config, data.num_classes)
+  host = hosting.host_arguments(config, data.num_classes)
   if given.host is not None:
     host = {"name": GIVEN, "title": given.title, "dtype": host["dtype"]}
   result = workdir.read_json(work.result) or {}
@@ -121,8 +128,13 @@ def restore(
 
 
 def _without_growth(document: dict[str, Any], data_dir: str) -> ConfigDict:
-  """The run's config, asking no policy and on the run's own precision."""
-  config = ConfigDict(document["config"])
+  """The run's config, asking no policy and on the run's own precision.
+
+  Keys that came after the run are at their defaults, which are as it was.
+  """
+  config = defaults.get_config()
+  with config.ignore_type():
+    config.update(ConfigDict(document["config"]))
   config_lib.check_complete(config)
   config = never_grown(config)
   with config.ignore_type():

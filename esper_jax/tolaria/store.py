@@ -219,14 +219,18 @@ def _check_start(work: Workdir, start_sha256: str) -> None:
 
 
 def _check_hash(work: Workdir, config_hash: str) -> None:
-  """Refuses to replay other growth: the config says only where it is."""
+  """Refuses other growth to replay, or another network to go on with.
+
+  The config says only where they are.
+  """
   document = workdir.read_json(work.config) or {}
   before = document.get("config_hash", "unknown")
   if before != config_hash:
     raise InputError(
       f"--workdir={work.path} replays other growth than"
-      " --config.tamiyo.replay holds now (the hash of the config is"
-      f" {before[:8]} there and {config_hash[:8]} here); give the file of that"
+      " --config.tamiyo.replay holds now, or goes on with another network than"
+      " that of --config.host.from (the hash of the config is"
+      f" {before[:8]} there and {config_hash[:8]} here); give those of that"
       " run, or choose another --workdir"
     )
 

@@ -12,7 +12,7 @@ from esper_jax.hosts import make_host
 from esper_jax.hosts.host import from_linen
 from esper_jax.kasmina import surgery
 from esper_jax.kasmina.slot import with_seeds_at
-from esper_jax.tolaria.assembly import slots_of
+from esper_jax.tolaria.hosting import slots_of
 
 IMAGE = (4, 4, 2)
 VOCABULARY, CONTEXT = "abc", 6

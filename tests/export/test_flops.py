@@ -13,7 +13,7 @@ import pytest
 
 from esper_jax import load_grown
 from esper_jax.export import writing
-from esper_jax.export.lineage import MODULE
+from esper_jax.oona.lineage import MODULE
 from esper_jax.tolaria.accounting import flops
 
 

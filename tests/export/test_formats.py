@@ -12,13 +12,13 @@ from jax import export
 
 from esper_jax import InputError, load_grown
 from esper_jax.export import folding, plain, writing
-from esper_jax.export.lineage import MODULE, PROGRAM, TOPOLOGY, WEIGHTS
 from esper_jax.hosts import host_names, make_host
 from esper_jax.hosts.registry import slot_names
 from esper_jax.kasmina import blueprints
 from esper_jax.kasmina.blueprints import Blueprint
 from esper_jax.kasmina.builtin_blueprints import BUILT_IN
 from esper_jax.kasmina.slot import BLEND_MODES
+from esper_jax.oona.lineage import MODULE, PROGRAM, TOPOLOGY, WEIGHTS
 
 FORMATS = {"load_grown", MODULE, PROGRAM}
 DEEP = ("resnet32", "resnet34", "resnet56")

@@ -10,10 +10,10 @@ import pytest
 
 from esper_jax import InputError, apply_slot, load_grown
 from esper_jax.export import topology, writing
-from esper_jax.export.lineage import MODULE, PROGRAM, TOPOLOGY
 from esper_jax.hosts.host import Host
 from esper_jax.kasmina import surgery
-from esper_jax.tolaria.assembly import slots_of
+from esper_jax.oona.lineage import MODULE, PROGRAM, TOPOLOGY
+from esper_jax.tolaria.hosting import slots_of
 
 X = np.random.default_rng(0).normal(size=(6, 5)).astype(np.float32)
 

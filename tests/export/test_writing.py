@@ -9,9 +9,10 @@ import pytest
 
 from configs import base
 from esper_jax import InputError, RunFailedError, load_grown
-from esper_jax.export import command_line, lineage, writing
+from esper_jax.export import command_line, writing
 from esper_jax.kasmina import blueprints
 from esper_jax.kasmina.blueprints import Blueprint
+from esper_jax.oona import lineage
 from esper_jax.tolaria.state import evaluation_view
 from esper_jax.tolaria.trainer import Trainer
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from esper_jax.export import lineage
+from esper_jax.oona import lineage
 from esper_jax.types import InputError
 
 ROOT = Path(__file__).parents[2]

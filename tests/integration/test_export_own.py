@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 import esper_jax
-from esper_jax.export import command_line, lineage
+from esper_jax.export import command_line
+from esper_jax.oona import lineage
 
 TIMEOUT = 300  # seconds
 

@@ -91,7 +91,7 @@ PLATEAU = {
   "tamiyo.plateau_epochs": 1,
   "tamiyo.plateau_delta": 0.9,
 }
-# Two slots, of which one has grown, as recorded in files of the tests.
+# What grew before: the logs of two slots, and an export with a seed.
 RECORDS = Path(__file__).parent / "recorded"
 REPLAY = {
   **GROW,
@@ -473,6 +473,7 @@ CASES: dict[str, Case] = {
   "seed": Case(1, figures),
   "deterministic": Case(True, options),
   "host.name": Case("resnet8", network, {"kasmina.blueprints": ()}),
+  "host.from": Case(str(RECORDS / "grown"), network),
   "host.width": Case(12, network),
   "host.depth": Case(2, network),
   "host.heads": Case(2, operations, GPT),

@@ -37,6 +37,7 @@ _OF_PROCESS = ("v", "seq")  # entries of an event that say nothing of growth
 _AGAIN = "export the run again"
 
 Entry = dict[str, Any]
+_Name = tuple[int, str, str]  # of a seed: generation, slot, key
 
 
 class Verified(NamedTuple):
@@ -81,26 +82,40 @@ def chain(contents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
   return {"schema": SCHEMA, "entries": entries, "head": previous}
 
 
-def living(entries: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], Any]:
+def story(folder: str | os.PathLike) -> list[Entry]:
+  """The entries of an export's lineage, to go on from: see `chain`."""
+  document = _read(Path(folder) / LINEAGE)
+  return [
+    {k: v for k, v in entry.items() if k != "previous"}
+    for entry in _entries(document, Path(folder) / LINEAGE)
+  ]
+
+
+def living(entries: Iterable[Mapping[str, Any]]) -> dict[_Name, Any]:
   """The seeds that changes have left.
 
   Returns:
-    (slot, key) -> {"blueprint": name, "stage": name}.
+    (generation, slot, key) -> {"blueprint": name, "stage": name}; generation 0
+    grew in the first run, 1 in the run that went on with its network ...
   """
-  seeds: dict[tuple[str, str], Any] = {}
-  present: dict[tuple[str, int], tuple[str, str]] = {}  # (slot, lane) -> seed
+  seeds: dict[_Name, Any] = {}
+  present: dict[tuple[str, int], _Name] = {}  # (slot, lane) -> seed
+  generation = 0
   for entry in entries:
+    if entry["type"] == "continued":
+      generation += 1
+      present = {}
     if "slot" not in entry:
       continue
     kind, place = entry["type"], (entry["slot"], entry.get("lane", 0))
     if kind == "germinated":
-      present[place] = (entry["slot"], entry["key"])
+      present[place] = (generation, entry["slot"], entry["key"])
       seeds[present[place]] = {
         "blueprint": entry["blueprint"],
         "stage": Stage.TRAINING.name,
       }
     elif kind in ("culled", "growth_cancelled"):
-      seeds.pop(present.pop(place, ("", "")), None)
+      seeds.pop(present.pop(place, (generation, "", "")), None)
     elif kind == "stage_changed" and place in present:
       seeds[present[place]]["stage"] = entry["now"]
     elif kind == "fossilized" and place in present:
@@ -123,18 +138,20 @@ def check_seeds(
   """
   told = living(entries)
   has = {
-    (seed["slot"], seed["key"]): seed["blueprint"]
+    (seed.get("generation", 0), seed["slot"], seed["key"]): seed["blueprint"]
     for seed in (*topology["seeds"], *topology["merged"])
   }
-  for (slot, key), blueprint in has.items():
-    if told.get((slot, key), {}).get("blueprint") != blueprint:
+  for name, blueprint in has.items():
+    _, slot, key = name
+    if told.get(name, {}).get("blueprint") != blueprint:
       raise InputError(
         f"{source} does not tell of '{key}' in slot '{slot}', which the network"
         f" has: lines are missing or changed; restore it, or {_AGAIN}"
       )
   permanent = (Stage.HOLDING.name, Stage.FOSSILIZED.name)
-  for (slot, key), seed in told.items():
-    if seed["stage"] in permanent and (slot, key) not in has:
+  for name, seed in told.items():
+    _, slot, key = name
+    if seed["stage"] in permanent and name not in has:
       raise InputError(
         f"{source} tells of '{key}' in slot '{slot}', which the network lacks:"
         f" lines are missing or changed; restore it, or {_AGAIN}"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from esper_jax import config as config_lib
+from esper_jax import config_file
 from esper_jax.types import InputError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -28,7 +28,7 @@ def test_broken_config_file_is_explained(tmp_path, source, says):
   path = tmp_path / "c.py"
   path.write_text(source)
   with pytest.raises(InputError, match=says) as caught:
-    config_lib.load(str(path))
+    config_file.load(str(path))
   assert "\n" not in str(caught.value)
 
 
@@ -36,7 +36,7 @@ def test_profile_for_a_config_without_profiles_is_explained(tmp_path):
   path = tmp_path / "c.py"
   path.write_text("def get_config():\n  return 3")
   with pytest.raises(InputError, match="c.py: TypeError: get_config"):
-    config_lib.load(f"{path}:cpu")
+    config_file.load(f"{path}:cpu")
 
 
 def test_missing_config_file_names_the_nearest(tmp_path):
@@ -44,15 +44,15 @@ def test_missing_config_file_names_the_nearest(tmp_path):
   with pytest.raises(
     InputError, match=f"no such file; the nearest is {nearest}"
   ):
-    config_lib.load(str(CONFIGS / "cifar.py"))
+    config_file.load(str(CONFIGS / "cifar.py"))
   with pytest.raises(InputError, match="x.py: no such file$"):
-    config_lib.load(str(tmp_path / "x.py"))
+    config_file.load(str(tmp_path / "x.py"))
   with pytest.raises(InputError, match="Is a directory"):
-    config_lib.load(str(tmp_path))
+    config_file.load(str(tmp_path))
 
 
 def test_profile_is_what_follows_the_file():
-  split = config_lib.split_profile
+  split = config_file.split_profile
   assert split("configs/digits.py") == ("configs/digits.py", "")
   assert split("configs/digits.py:cpu") == ("configs/digits.py", "cpu")
   assert split("configs/digits.py:") == ("configs/digits.py:", "")
@@ -64,11 +64,11 @@ def test_file_name_may_hold_a_colon(tmp_path):
   Path(path).write_text(
     "from configs import base\nget_config = base.get_config"
   )
-  assert config_lib.split_profile(path) == (path, "")
-  assert config_lib.load(path).seed == 0
+  assert config_file.split_profile(path) == (path, "")
+  assert config_file.load(path).seed == 0
 
 
 def test_config_file_without_docstring_describes_nothing(tmp_path):
   path = tmp_path / "c.py"
   path.write_text("x = 1")
-  assert config_lib.describe(path) == ("", {})
+  assert config_file.describe(path) == ("", {})

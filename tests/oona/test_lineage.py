@@ -6,7 +6,8 @@ import shutil
 import pytest
 
 from esper_jax import InputError
-from esper_jax.export import command_line, lineage
+from esper_jax.export import command_line
+from esper_jax.oona import lineage
 from esper_jax.oona.bus import Bus
 from esper_jax.oona.jsonl import JsonlWriter
 
@@ -154,7 +155,32 @@ def test_a_rewritten_history_must_still_lead_to_the_network(folder):
 )
 def test_what_changes_leave(story, stages):
   found = lineage.living(story)
-  assert {key: seed["stage"] for (_, key), seed in found.items()} == stages
+  assert {key: seed["stage"] for (_, _, key), seed in found.items()} == stages
+
+
+def test_a_run_that_went_on_has_seeds_of_its_own():
+  again = {"type": "continued"}
+  story = [BORN, HELD, KEPT, again, BORN, again, BORN, GONE]
+  found = lineage.living(story)
+  stages = {name: seed["stage"] for name, seed in found.items()}
+  assert stages == {(0, "a", "x"): "FOSSILIZED", (1, "a", "x"): "TRAINING"}
+  both = topology(("a", "x", "dense"), ("a", "x", "dense"))
+  both["merged"][0]["generation"] = 1
+  lineage.check_seeds([BORN, KEPT, again, BORN, KEPT], both, "log")
+  with pytest.raises(InputError, match="log does not tell of 'x'"):
+    lineage.check_seeds([BORN, KEPT], both, "log")
+  del both["merged"][0]
+  with pytest.raises(InputError, match="log tells of 'x'"):
+    lineage.check_seeds([BORN, KEPT, again, BORN, KEPT], both, "log")
+
+
+def test_a_story_goes_on_from_what_was_told(folder):
+  told = lineage.story(folder)
+  assert [entry["type"] for entry in told][::4] == ["began", "exported"]
+  more = lineage.chain([*told, {"type": "continued"}])
+  before = json.loads((folder / lineage.LINEAGE).read_text())
+  assert more["entries"][:-1] == before["entries"]
+  assert more["entries"][-1]["previous"] == before["head"]
 
 
 def test_a_history_and_a_network_must_agree():
