@@ -171,8 +171,11 @@ def test_a_state_is_kept_and_keys_are_the_seeds_own(counting):
     times = {n: int(v["times"]) for n, v in state[naming.SEED_STATE].items()}
     assert times == {"one": 2, "two": 2}
   key = jax.random.key(2)
+  params, _ = drawn(host)
   without = jax.tree.map(jnp.zeros_like, params["two"])
-  one = run({**params, "two": without}, others, True, key)[0]
+  one = run(
+    {**params, "one": params["two"], "two": without}, others, True, key
+  )[0]
   two = run({**params, "one": without}, others, True, key)[0]
   none = head(params, some_x())
   assert not np.allclose(one - none, two - none)

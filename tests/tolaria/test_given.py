@@ -139,8 +139,9 @@ def test_augmentation_is_for_images_that_are_large_enough(make):
 
 def test_numbers_reach_the_network_in_the_precision_of_the_run(make):
   splits = given_data.read((TOKENS / 2, LABELS))
-  data = assembly.load_data(make(), Given(splits=splits))
-  half = assembly._preprocess(make(), data, jnp.bfloat16)
+  config = make(**{"train.precision": "bfloat16"})
+  data = assembly.load_data(config, Given(splits=splits))
+  half = assembly._preprocess(config, data)
   assert half(jnp.asarray(data.train_images), None).dtype == jnp.bfloat16
 
 
