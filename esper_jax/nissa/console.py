@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any, TextIO
 
-from esper_jax.nissa.table import result_table
+from esper_jax.nissa.live import Panel
+from esper_jax.nissa.table import duration, result_table
 from esper_jax.tolaria.display import TrainingMetrics
 
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 LONG_RUN = 3600.0  # seconds; on a CPU a longer run deserves a hint
-_CLEAR = "\r\x1b[K"
 # Events that everyone sees; VERBOSE shows the others too.
 _SHOWN = frozenset(
   (
@@ -32,7 +32,7 @@ _STAMP = ("v", "id", "seq", "time", "epoch", "step", "type", "slot", "reason")
 
 
 class Console:
-  """A `tolaria.display.Display`: plain lines, and on a terminal a live one."""
+  """A `tolaria.display.Display`: lines; on a terminal, a panel below them."""
 
   def __init__(
     self,
@@ -51,10 +51,10 @@ class Console:
     """
     self._verbosity = verbosity
     self._stream = stream or sys.stdout
-    self._live = verbosity > QUIET and self._stream.isatty()
-    self._on_screen = False  # whether a live line stands there
+    live = verbosity > QUIET and self._stream.isatty()
+    self._panel = Panel(self._stream) if live else None
     self._hint = hint
-    self._epochs = self._steps_per_epoch = self._done = 0
+    self._epochs = self._steps_per_epoch = 0
 
   def part(self, name: str, text: str) -> None:
     """One line: "kasmina  resnet8, 19,538 parameters, ..."."""
@@ -64,7 +64,10 @@ class Console:
   def begin(self, *, epoch: int, epochs: int, steps_per_epoch: int) -> None:
     """Notes how long the run is."""
     self._epochs, self._steps_per_epoch = epochs, steps_per_epoch
-    self._done = epoch * steps_per_epoch
+    if self._panel:
+      self._panel.begin(
+        epoch=epoch, epochs=epochs, steps_per_epoch=steps_per_epoch
+      )
 
   def pace(self, step: int, seconds_per_step: float) -> None:
     """Says how long an epoch takes and when the run will end."""
@@ -79,17 +82,8 @@ class Console:
 
   def steps(self, step: int, loss: float, images_per_second: float) -> None:
     """Shows where the epoch stands, on a terminal."""
-    if self._live:
-      done = step % self._steps_per_epoch or self._steps_per_epoch
-      width = 24
-      bar = "#" * (width * done // self._steps_per_epoch)
-      epoch = -(-step // self._steps_per_epoch)
-      text = (
-        f"epoch {epoch:>3}/{self._epochs} [{bar:<{width}}] loss {loss:.4f}"
-        f"  {images_per_second:,.0f} images/s"
-      )
-      self._on_screen = True
-      self._write(f"{_CLEAR}{text}")
+    if self._panel:
+      self._panel.steps(step, loss, images_per_second)
 
   def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
     """One line with the epoch's figures and the slots that are not dormant."""
@@ -106,6 +100,8 @@ class Console:
       f"  val loss {m.val_loss:.4f} acc {m.val_accuracy:.4f}"
       f"  {m.seconds:.1f} s" + (f"  [{', '.join(alive)}]" if alive else "")
     )
+    if self._panel:
+      self._panel.epoch(metrics, slots)
 
   def event(self, event: dict[str, Any]) -> None:
     """One line, indented under the epochs."""
@@ -114,6 +110,7 @@ class Console:
 
   def finish(self, result: dict[str, Any], workdir: Path) -> None:
     """The figures of the run and where its files are."""
+    self.close()
     self._line("")
     self._line(result_table({"run": result}))
     self._line("")
@@ -127,20 +124,19 @@ class Console:
 
   def close(self) -> None:
     """Leaves the cursor on a fresh line."""
-    if self._on_screen:
-      self._write(_CLEAR)
-      self._on_screen = False
+    if self._panel:
+      self._panel.close()
 
   def _line(self, text: str) -> None:
-    if self._verbosity > QUIET:
-      self.close()
-      self._write(f"{text}\n")
-
-  def _write(self, text: str) -> None:
+    if self._verbosity == QUIET:
+      return
+    if self._panel:
+      self._panel.line(text)
+      return
     try:
-      print(text, end="", file=self._stream, flush=True)
-    except OSError:  # `| head`, a closed terminal: the run goes on unseen
-      self._verbosity, self._live, self._on_screen = QUIET, False, False
+      print(text, file=self._stream, flush=True)
+    except OSError:  # `| head`: the run goes on unseen
+      self._verbosity = QUIET
 
 
 def describe(event: dict[str, Any]) -> str:
@@ -163,19 +159,6 @@ def describe(event: dict[str, Any]) -> str:
   where = f"{event['slot']}: " if "slot" in event else ""
   reason = f" -- {event['reason']}" if event.get("reason") else ""
   return f"{where}{what}" + (f" ({details})" if details else "") + reason
-
-
-def duration(seconds: float) -> str:
-  """Seconds as people say them: 0.12 s, 42 s, 3 min 5 s, 2 h 10 min."""
-  whole = round(seconds)
-  if seconds < 10:
-    return f"{seconds:.2g} s"
-  if whole < 60:
-    return f"{whole} s"
-  minutes, rest = divmod(whole, 60)
-  if minutes < 60:
-    return f"{minutes} min {rest} s"
-  return f"{minutes // 60} h {minutes % 60} min"
 
 
 def _show(value: Any) -> str:

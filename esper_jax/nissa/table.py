@@ -69,6 +69,19 @@ def engineering(value: float | None) -> str:
   return f"{value:,.0f}"
 
 
+def duration(seconds: float) -> str:
+  """Seconds as people say them: 0.12 s, 42 s, 3 min 5 s, 2 h 10 min."""
+  whole = round(seconds)
+  if seconds < 10:
+    return f"{seconds:.2g} s"
+  if whole < 60:
+    return f"{whole} s"
+  minutes, rest = divmod(whole, 60)
+  if minutes < 60:
+    return f"{minutes} min {rest} s"
+  return f"{minutes // 60} h {minutes % 60} min"
+
+
 def _share(share: float, budget: float) -> str:
   over = f" (over {100 * budget:g} %: a small run)" if share > budget else ""
   return f"{percent(share)}{over}"

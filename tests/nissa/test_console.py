@@ -10,8 +10,6 @@ from esper_jax.nissa import console
 from esper_jax.nissa.console import NORMAL, QUIET, VERBOSE, Console
 from esper_jax.tolaria.display import TrainingMetrics
 
-CLEAR = "\r\x1b[K"
-
 
 class Terminal(io.StringIO):
   def isatty(self) -> bool:
@@ -101,11 +99,19 @@ def test_where_nobody_reads_any_more_the_run_goes_on_unseen():
       self.writes += 1
       raise BrokenPipeError
 
+  class Unread(Closed):
+    def isatty(self):
+      return False
+
   shown, stream = made(stream=Closed())
   shown.steps(3, 0.5, 100.0)
   shown.part("data", "digits")
   shown.steps(4, 0.5, 100.0)
   shown.close()
+  assert stream.writes
+  shown, stream = made(stream=Unread())
+  shown.part("data", "digits")
+  shown.part("oona", "events")
   assert stream.writes == 1
 
 
@@ -124,29 +130,16 @@ def test_standard_output_is_the_default(capsys):
   assert capsys.readouterr().out == "data     digits\n"
 
 
-def test_a_terminal_gets_a_live_line_that_the_next_line_replaces():
+def test_a_terminal_gets_a_panel_below_the_lines():
   shown, stream = made(stream=Terminal())
   shown.steps(15, 0.5, 1234.4)
-  assert stream.getvalue() == (
-    f"{CLEAR}epoch   2/4 [############            ] loss 0.5000  1,234 images/s"
-  )
-  shown.steps(20, 0.25, 10.0)  # the last step of an epoch fills the bar
-  live = stream.getvalue().split(CLEAR)[-1]
-  assert live.startswith(f"epoch   2/4 [{'#' * 24}] loss 0.2500")
-  stream.truncate(0)
+  shown.epoch(metrics(), {"slot1": {"stage": "DORMANT", "alpha": 0.0}})
+  shown.close()
+  text = stream.getvalue()
+  assert "epoch 2/4" in text and "1,234 images/s" in text
+  assert "epoch   2/4  train loss 0.5100" in text
   shown.part("oona", "events")
-  assert stream.getvalue().lstrip("\0") == f"{CLEAR}oona     events\n"
-  stream.truncate(0)
-  shown.close()  # nothing live stands there now
-  assert stream.getvalue().lstrip("\0") == ""
-
-
-def test_closing_clears_the_live_line_once():
-  shown, stream = made(stream=Terminal())
-  shown.steps(1, 0.5, 10.0)
-  shown.close()
-  shown.close()
-  assert stream.getvalue().endswith(f"images/s{CLEAR}")
+  assert stream.getvalue().endswith("oona     events\n")
 
 
 def test_pace_says_how_long_it_will_take():
