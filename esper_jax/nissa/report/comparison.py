@@ -44,9 +44,11 @@ def make(runs: Mapping[str, Run], *, folder: Path) -> str:
       [
         markup.table(
           "What result.json holds, or so far will",
-          ("", *names),
-          ([label, *(Cell(c, "number") for c in cells)]
-           for label, *cells in result_rows(known)),
+          ("", *(Cell(name, "number") for name in names)),
+          (
+            [label, *(Cell(c, "number") for c in cells)]
+            for label, *cells in result_rows(known)
+          ),
         )
       ],
     ),
@@ -58,8 +60,11 @@ def make(runs: Mapping[str, Run], *, folder: Path) -> str:
       "config",
       "Where the configs differ",
       [
-        markup.table("Keys of the config that are not equal",
-                     ("key", *names), ([key, *v] for key, v in differ))
+        markup.table(
+          "Keys of the config that are not equal",
+          ("key", *names),
+          ([key, *v] for key, v in differ),
+        )
         if differ
         else tag("p", "Nowhere: all keys are equal.", class_="none")
       ],
@@ -119,22 +124,32 @@ def _curves(runs: Mapping[str, Run]) -> Markup:
   return tag(
     "div",
     curves.chart(
-      "Validation loss", over("epoch", "val/loss"),
-      up="nats per example, logarithmic", logarithmic=True,
+      "Validation loss",
+      over("epoch", "val/loss"),
+      up="nats per example, logarithmic",
+      logarithmic=True,
     ),
     curves.chart(
-      "Validation accuracy", over("epoch", "val/accuracy"),
-      up="share of examples that were right", unit="%", clip=True,
+      "Validation accuracy",
+      over("epoch", "val/accuracy"),
+      up="share of examples that were right",
+      unit="%",
+      clip=True,
     ),
     curves.chart(
       "Validation accuracy for its FLOPs",
-      over("flops/total", "val/accuracy"), across="FLOPs since the start",
-      up="share of examples that were right", unit="%", clip=True,
+      over("flops/total", "val/accuracy"),
+      across="FLOPs since the start",
+      up="share of examples that were right",
+      unit="%",
+      clip=True,
       note="All FLOPs: training, evaluation, ablations and probes.",
     ),
     curves.chart(
-      "Parameters", over("epoch", "parameters", steps=True),
-      up="parameters, living seeds included", zero=True,
+      "Parameters",
+      over("epoch", "parameters", steps=True),
+      up="parameters, living seeds included",
+      zero=True,
     ),
     class_="charts",
   )
@@ -147,7 +162,8 @@ def _each(runs: Mapping[str, Run], folder: Path) -> Markup:
     where = Path(os.path.relpath(report, folder.resolve())).as_posix()
     title = tag("a", name, href=where) if report.exists() else tag("b", name)
     items.append(
-      markup.join((tag("dt", title, f" ({story.state(run)})"),
-                   tag("dd", story.tell(run))))
+      markup.join(
+        (tag("dt", title, f" ({story.state(run)})"), tag("dd", story.tell(run)))
+      )
     )
   return tag("dl", *items, class_="each")

@@ -8,8 +8,9 @@ from esper_jax.nissa.report.axis import Axis, short
 from esper_jax.nissa.report.markup import Markup, tag
 
 WIDTH = 520
-_LEFT, _RIGHT, _TOP, _PLOT = 58, 14, 12, 216
+_LEFT, _RIGHT, _TOP, _PLOT = 68, 14, 12, 216
 _LANE = 15  # pixels of a row of marks
+_CROWD = 24  # marked epochs from which marks are drawn smaller, without lines
 COLOURS = 6  # of --s0 and on in the style; then they repeat, dashed
 # Kind of mark -> (its sign, its name); the sign tells it without colour.
 MARKS = {
@@ -76,22 +77,24 @@ def chart(
   """
   points = [p for line in lines for p in line.points if p[1] is not None]
   if not points:
-    return markup.figure(title, tag("p", "No epoch is over yet.", class_="none"))
+    return markup.figure(
+      title, tag("p", "No epoch is over yet.", class_="none")
+    )
   kinds = [kind for kind in MARKS if any(m.kind == kind for m in marks)]
   bottom = _TOP + _PLOT
-  height = bottom + 40 + _LANE * len(kinds)
+  base = bottom + (6 + _LANE * len(kinds) if kinds else 0)
   x = _across(points)
   y, cut = _up([p[1] or 0.0 for p in points], bottom, logarithmic, clip, zero)
   svg = tag(
     "svg",
     tag("title", f"{title}: {_spoken(lines, unit)}"),
     *_grid(x, y, unit),
-    *_uprights(x, marks, bottom + _LANE * len(kinds)),
+    *_uprights(x, marks, base),
     *(_line(line, x, y, n) for n, line in enumerate(lines)),
     *_rows(x, marks, kinds, bottom),
-    *_labels(x, bottom + _LANE * len(kinds), across),
+    *_labels(x, base, across),
     tag("line", class_="cursor", y1=_TOP, y2=bottom, x1=0, x2=0),
-    viewBox=f"0 0 {WIDTH} {height}",
+    viewBox=f"0 0 {WIDTH} {base + 40}",
     role="img",
     tabindex="0",
     class_="chart",
@@ -104,15 +107,18 @@ def chart(
     "across": across,
     "unit": unit,
     "curves": [
-      {"name": c.name, "points": [_rounded(p) for p in c.points]}
-      for c in lines
+      {"name": c.name, "points": [_rounded(p) for p in c.points]} for c in lines
     ],
     "marks": [[m.epoch, m.label] for m in marks],
   }
   words = " ".join(filter(None, (note, _CUT if cut else "")))
   return markup.figure(
-    title, legend([line.name for line in lines]), tag("p", up, class_="up"),
-    svg, markup.data(told), note=words,
+    title,
+    legend([line.name for line in lines]),
+    tag("p", up, class_="up"),
+    svg,
+    markup.data(told),
+    note=words,
   )
 
 
@@ -124,8 +130,12 @@ def legend(names: Sequence[str]) -> Markup:
   items = [
     tag(
       "li",
-      tag("svg", tag("line", x1=0, x2=22, y1=5, y2=5, class_=stroke(n)),
-          viewBox="0 0 22 10", aria_hidden="true"),
+      tag(
+        "svg",
+        tag("line", x1=0, x2=22, y1=5, y2=5, class_=stroke(n)),
+        viewBox="0 0 22 10",
+        aria_hidden="true",
+      ),
       name,
     )
     for n, name in enumerate(names)
@@ -180,12 +190,10 @@ def _grid(x: Axis, y: Axis, unit: str) -> list[Markup]:
 
 
 def _labels(x: Axis, bottom: float, across: str) -> list[Markup]:
-  out = [
-    tag("line", x1=x.start, x2=x.end, y1=bottom, y2=bottom, class_="base")
-  ]
+  out = [tag("line", x1=x.start, x2=x.end, y1=bottom, y2=bottom, class_="base")]
   ticks = x.ticks(6)
   if across == "epoch":
-    ticks = sorted({round(tick) for tick in ticks})
+    ticks = sorted({round(tick) for tick in ticks if tick >= 1})
   for tick in ticks:
     if x.low <= tick <= x.high:
       words = short(tick)
@@ -196,28 +204,32 @@ def _labels(x: Axis, bottom: float, across: str) -> list[Markup]:
 
 
 def _line(line: Curve, x: Axis, y: Axis, number: int) -> Markup:
-  """A path; where it leaves the plot it is cut, and lone points are dots."""
+  """A path with gaps; it begins and ends where it crosses the lower end."""
   steps = []
-  previous: tuple[float, float] | None = None
+  before: tuple[float, float] | None = None
   for at, value in line.points:
-    if value is None:
-      previous = None
-      continue
-    here = x(at), y(max(value, y.low))
-    if previous is None:
-      steps.append(f"M{here[0]:.1f},{here[1]:.1f}h0")
-    elif line.steps:
-      steps.append(f"H{here[0]:.1f}V{here[1]:.1f}")
-    else:
-      steps.append(f"L{here[0]:.1f},{here[1]:.1f}")
-    previous = here
+    seen = before is not None and before[1] >= y.low
+    if value is not None and before and seen != (value >= y.low):
+      share = (y.low - before[1]) / (value - before[1])
+      edge = x(before[0] + share * (at - before[0]))
+      steps.append(f"{'L' if seen else 'M'}{edge:.1f},{y.start:.1f}")
+      seen = not seen
+    if value is not None and value >= y.low:
+      here = f"{x(at):.1f},{y(value):.1f}"
+      if not seen:
+        steps.append(f"M{here}h0")  # a point alone is drawn as a dot
+      elif line.steps:
+        steps.append(f"H{x(at):.1f}V{y(value):.1f}")
+      else:
+        steps.append(f"L{here}")
+    before = None if value is None else (at, value)
   return tag("path", d="".join(steps), class_=stroke(number))
 
 
-def _uprights(
-  x: Axis, marks: Sequence[Mark], bottom: float
-) -> list[Markup]:
+def _uprights(x: Axis, marks: Sequence[Mark], bottom: float) -> list[Markup]:
   kinds: Mapping[int, str] = {mark.epoch: mark.kind for mark in marks}
+  if len(kinds) > _CROWD:
+    return []
   return [
     tag("line", x1=x(e), x2=x(e), y1=_TOP, y2=bottom, class_=f"at {kind}")
     for e, kind in sorted(kinds.items())
@@ -228,10 +240,13 @@ def _rows(
   x: Axis, marks: Sequence[Mark], kinds: Sequence[str], bottom: float
 ) -> list[Markup]:
   out = []
+  size = " scale(.6)" if len({mark.epoch for mark in marks}) > _CROWD else ""
   for n, kind in enumerate(kinds):
     sign, name = MARKS[kind]
-    middle = bottom + _LANE * (n + 0.5) + 2
-    out.append(tag("text", name, x=x.start - 8, y=middle + 4, class_="end lane"))
+    middle = bottom + 6 + _LANE * (n + 0.5)
+    out.append(
+      tag("text", name, x=x.start - 8, y=middle + 4, class_="end lane")
+    )
     labels: dict[int, list[str]] = {}
     for mark in marks:
       if mark.kind == kind:
@@ -243,7 +258,7 @@ def _rows(
           "path",
           tag("title", label),
           d=sign,
-          transform=f"translate({x(epoch):.1f} {middle:.1f})",
+          transform=f"translate({x(epoch):.1f} {middle:.1f}){size}",
           class_=f"sign {kind}",
         )
       )
@@ -256,12 +271,13 @@ def _spoken(lines: Sequence[Curve], unit: str) -> str:
   for line in lines:
     known = [p[1] for p in line.points if p[1] is not None]
     if known:
-      ends = [f"{100 * v:.2f} %" if unit == "%" else f"{v:.4g}"
-              for v in (known[0], known[-1])]
+      ends = [
+        f"{100 * v:.2f} %" if unit == "%" else f"{v:.4g}"
+        for v in (known[0], known[-1])
+      ]
       words.append(f"{line.name} from {ends[0]} to {ends[1]}")
   return "; ".join(words)
 
 
 def _rounded(point: tuple[float, float | None]) -> list[float | None]:
   return [v if v is None else float(f"{v:.6g}") for v in point]
-

@@ -4,7 +4,12 @@ import dataclasses
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-ALIVE, FOSSILIZED, CULLED, CANCELLED = "alive", "fossilized", "culled", "cancelled"
+ALIVE, FOSSILIZED, CULLED, CANCELLED = (
+  "alive",
+  "fossilized",
+  "culled",
+  "cancelled",
+)
 # Event -> the action that asks for it.
 _ASKED = {
   "germinated": "germinate",
@@ -128,12 +133,11 @@ def read(
     action = event.get("action", "") if kind == "gate_refused" else _ASKED[kind]
     entry = asked.pop((slot, action), None)
     if entry is None:
-      why = event.get("reason") or ""
-      blueprint = event.get("blueprint") or (seed.blueprint if seed else "")
-      entry = Entry(epoch, slot, "", blueprint, why)
+      blueprint = seed.blueprint if seed else ""
+      entry = Entry(epoch, slot, "", blueprint, event.get("reason") or "")
       entry.contribution, entry.error = value, error
       entries.append(entry)
-    entry.outcome = _outcome(event)
+    entry.outcome = _outcome(event, decided=bool(entry.action))
     if entry.seed is None and kind != "growth_cancelled":
       entry.seed = seed
     if event.get("contribution") is not None:
@@ -178,7 +182,8 @@ def _follow(seed: Seed, event: Mapping[str, Any]) -> None:
   seed.error = event.get("contribution_se")
 
 
-def _outcome(event: Mapping[str, Any]) -> str:
+def _outcome(event: Mapping[str, Any], *, decided: bool) -> str:
+  """In words; why, too, where the entry's reason is that of a decision."""
   kind, epoch = event["type"], event["epoch"]
   if kind == "germinated":
     return f"planted after epoch {epoch}"
@@ -189,7 +194,7 @@ def _outcome(event: Mapping[str, Any]) -> str:
   words = {
     "culled": "culled",
     "growth_cancelled": "given up",
-    "gate_refused": "refused" if event.get("action") else "held back by the gate",
+    "gate_refused": "refused" if decided else "held back by the gate",
   }
-  why = event.get("reason")
+  why = event.get("reason") if decided else ""
   return f"{words[kind]}: {why}" if why else words[kind]

@@ -58,7 +58,7 @@ def join(parts: Iterable[str], between: str = "\n") -> Markup:
 
 def table(
   caption: str,
-  header: Sequence[str],
+  header: Sequence[str | Cell],
   rows: Iterable[Sequence[str | Cell]],
   *,
   kind: str = "",
@@ -71,7 +71,7 @@ def table(
     rows: their first cell names them.
     kind: class of the table.
   """
-  head = tag("tr", *(tag("th", word, scope="col") for word in header))
+  head = tag("tr", *(_cell("th", word, scope="col") for word in header))
   body = []
   for first, *rest in rows:
     cells = [_cell("th", first, scope="row")] + [_cell("td", c) for c in rest]
@@ -85,14 +85,16 @@ def table(
   )
   # Scrolled with the keyboard, so it takes the focus and has a name.
   return tag(
-    "div", inner, class_="scroll", tabindex="0", role="region",
+    "div",
+    inner,
+    class_="scroll",
+    tabindex="0",
+    role="region",
     aria_label=caption,
   )
 
 
-def figure(
-  title: str, *content: str, note: str = "", kind: str = ""
-) -> Markup:
+def figure(title: str, *content: str, note: str = "", kind: str = "") -> Markup:
   """A figure with its title above and a note below."""
   parts = [tag("figcaption", tag("strong", title)), *content]
   if note:
@@ -118,6 +120,8 @@ def _cell(name: str, cell: str | Cell, **attributes: Any) -> Markup:
 
 def _short(value: Any) -> str:
   """Coordinates to a tenth of a pixel."""
-  return f"{value:.1f}".removesuffix(".0") if isinstance(value, float) else str(
-    value
+  return (
+    f"{value:.1f}".removesuffix(".0")
+    if isinstance(value, float)
+    else str(value)
   )

@@ -11,8 +11,8 @@ WIDTH = 1080
 _ROW, _TOP = 40, 96
 _DENSE = 26  # pixels of a row where there are many slots
 _MANY = 12
-_RAIL = 176  # pixels from a column's left to its rail
-_COLUMNS = (0, 430)
+_RAIL = 190  # pixels from a column's left to its rail
+_COLUMNS = (0, 500)
 
 
 def draw(run: Run) -> Markup:
@@ -52,7 +52,9 @@ def draw(run: Run) -> Markup:
     class_="wide",
   )
   return markup.figure(
-    title, tag("div", svg, class_="scroll"), kind="whole",
+    title,
+    tag("div", svg, class_="scroll"),
+    kind="whole",
     note="The line is the host; a ring is an empty slot, which does nothing; a"
     " seed that was planted there runs beside it and is blended in. Slots stand"
     " in the order in which the run lists them.",
@@ -80,15 +82,20 @@ def _box(x: int, top: int, words: str) -> list[Markup]:
   ]
 
 
-def _node(
-  x: int, y: float, slot: str, seeds: Sequence[Seed]
-) -> list[Markup]:
+def _node(x: int, y: float, slot: str, seeds: Sequence[Seed]) -> list[Markup]:
   name = tag("text", slot, x=x - 18, y=y + 4, class_="end")
   if not seeds:
     return [name, tag("circle", cx=x, cy=y, r=6, class_="empty")]
-  out = [name, tag("path", class_="branch", d=f"M{x},{y - 11:.1f}"
-                   f"c0,8 14,11 30,11M{x},{y + 11:.1f}c0,-8 14,-11 30,-11"),
-         tag("circle", cx=x, cy=y, r=3, class_="joint")]
+  out = [
+    name,
+    tag(
+      "path",
+      class_="branch",
+      d=f"M{x},{y - 11:.1f}"
+      f"c0,8 14,11 30,11M{x},{y + 11:.1f}c0,-8 14,-11 30,-11",
+    ),
+    tag("circle", cx=x, cy=y, r=3, class_="joint"),
+  ]
   left = x + 30.0
   for seed in seeds:
     width = _width(seed)
@@ -98,13 +105,29 @@ def _node(
       f" after epoch {seed.planted}, {kind}"
     )
     out.append(
-      tag("rect", tag("title", label), x=left, y=y - 11, width=width,
-          height=22, rx=11, class_=f"pill {kind}", tabindex="-1", role="img",
-          aria_label=label)
+      tag(
+        "rect",
+        tag("title", label),
+        x=left,
+        y=y - 11,
+        width=width,
+        height=22,
+        rx=11,
+        class_=f"pill {kind}",
+        tabindex="-1",
+        role="img",
+        aria_label=label,
+      )
     )
     out.append(
-      tag("text", _words(seed), x=left + width / 2, y=y + 4,
-          class_=f"mid letter {kind}", aria_hidden="true")
+      tag(
+        "text",
+        _words(seed),
+        x=left + width / 2,
+        y=y + 4,
+        class_=f"mid letter {kind}",
+        aria_hidden="true",
+      )
     )
     left += width + 8
   return out

@@ -49,9 +49,11 @@ def tiles(run: Run) -> Markup:
   known = figures(run)
   before = known["val_accuracy_before_growth"]
   first, last = run.initial_parameters, known["params_final"]
-  ratio = f"{last / first:.3g} times the {first:,} of the start" if (
-    first and last
-  ) else ""
+  ratio = (
+    f"{last / first:.3g} times the {first:,} of the start"
+    if (first and last)
+    else ""
+  )
   share = known["measurement_share"]
   seconds = known["wall_seconds"]
   blocked = known["compilation"]["blocking_seconds"]
@@ -83,7 +85,9 @@ def tiles(run: Run) -> Markup:
   return tag(
     "dl",
     *(
-      tag("div", tag("dt", name), tag("dd", value), tag("dd", note, class_="note"))
+      tag(
+        "div", tag("dt", name), tag("dd", value), tag("dd", note, class_="note")
+      )
       for name, value, note in told
     ),
     class_="tiles",
@@ -96,8 +100,16 @@ def seeds(run: Run) -> Markup:
     return tag("p", "No seed was planted.", class_="none")
   return markup.table(
     "The seeds, in the order in which they were planted",
-    ("slot", "blueprint", "parameters", "planted", "ended", "became",
-     "contribution, nats", "in standard errors"),
+    (
+      "slot",
+      "seed",
+      _right("parameters"),
+      _right("planted"),
+      _right("ended"),
+      "became",
+      _right("contribution, nats"),
+      _right("standard errors"),
+    ),
     (_seed(seed) for seed in run.growth.seeds),
   )
 
@@ -115,8 +127,7 @@ def _seed(seed: Seed) -> list[str | Cell]:
     Cell("" if seed.ended is None else str(seed.ended), "number"),
     Cell(_badge(fate, seed)),
     Cell(_worth(value, error), "number"),
-    Cell(f"{value / error:+.1f}" if value is not None and error else "",
-         "number"),
+    Cell(_sigmas(value, error), "number"),
   ]
 
 
@@ -125,9 +136,15 @@ def decisions(run: Run) -> Markup:
   if not run.growth.entries:
     return tag("p", "Nothing was decided.", class_="none")
   return markup.table(
-    "Every decision, and what the lifecycle did without one",
-    ("epoch", "slot", "decision", "reason", "outcome",
-     "measured effect, nats"),
+    "Every decision, what came of it, and what happened without one",
+    (
+      "epoch",
+      "slot",
+      "decision",
+      "reason",
+      "outcome",
+      _right("measured effect, nats"),
+    ),
     (_decision(entry) for entry in run.growth.entries),
     kind="log",
   )
@@ -136,6 +153,7 @@ def decisions(run: Run) -> Markup:
 def _decision(entry: Entry) -> list[str | Cell]:
   what = " ".join(filter(None, (entry.action, entry.blueprint)))
   effect = _worth(entry.contribution, entry.error)
+  kind = "words" if entry.action else "words soft"
   seed = entry.seed
   if entry.action == "germinate" and seed:
     effect = markup.join(
@@ -143,11 +161,11 @@ def _decision(entry: Entry) -> list[str | Cell]:
       " ",
     )
   return [
-    Cell(str(entry.epoch), "number"),
+    str(entry.epoch),
     entry.slot,
-    Cell(what if entry.action else tag("span", "none", class_="soft")),
-    Cell(entry.reason, "words"),
-    Cell(entry.outcome, "words"),
+    Cell(what if entry.action else tag("span", "none", class_="soft"), "what"),
+    Cell(entry.reason, kind),
+    Cell(entry.outcome, kind),
     Cell(effect, "number"),
   ]
 
@@ -159,10 +177,13 @@ def trouble(run: Run) -> Markup | None:
     return None
   return markup.table(
     "Resumptions, faults and fallbacks",
-    ("epoch", "step", "what"),
+    ("epoch", _right("step"), "what"),
     (
-      [Cell(str(e["epoch"]), "number"), Cell(f"{e['step']:,}", "number"),
-       Cell(describe(e), "words")]
+      [
+        str(e["epoch"]),
+        Cell(f"{e['step']:,}", "number"),
+        Cell(describe(e), "words"),
+      ]
       for e in told
     ),
   )
@@ -172,15 +193,32 @@ def epochs(run: Run) -> Markup:
   """Every epoch's figures: what the curves show, as numbers."""
   return markup.table(
     "Every epoch",
-    ("epoch", "train loss", "validation loss", "train accuracy",
-     "validation accuracy", "parameters", "all FLOPs", "seconds"),
+    (
+      "epoch",
+      *map(
+        _right,
+        (
+          "train loss",
+          "validation loss",
+          "train accuracy",
+          "validation accuracy",
+          "parameters",
+          "all FLOPs",
+          "seconds",
+        ),
+      ),
+    ),
     (
       [
-        Cell(str(line["epoch"]), "number"),
-        *(Cell(_decimal(line.get(key)), "number")
-          for key in ("train/epoch_loss", "val/loss")),
-        *(Cell(_share(line.get(key)), "number")
-          for key in ("train/epoch_accuracy", "val/accuracy")),
+        str(line["epoch"]),
+        *(
+          Cell(_decimal(line.get(key)), "number")
+          for key in ("train/epoch_loss", "val/loss")
+        ),
+        *(
+          Cell(_share(line.get(key)), "number")
+          for key in ("train/epoch_accuracy", "val/accuracy")
+        ),
         Cell(_number(line.get("parameters")), "number"),
         Cell(engineering(line.get("flops/total")), "number"),
         Cell(_decimal(line.get("time/epoch")), "number"),
@@ -213,8 +251,13 @@ def environment(run: Run) -> Markup:
 
 
 def _pairs(caption: str, keys: Iterable[tuple[str, Any]]) -> Markup:
-  rows = ((name.replace("_", " ") if caption == "environment" else name,
-           Cell(shown(value), "words")) for name, value in keys)
+  rows = (
+    (
+      name.replace("_", " ") if caption == "environment" else name,
+      Cell(shown(value), "words"),
+    )
+    for name, value in keys
+  )
   return markup.table(caption, ("key", "value"), rows, kind="pairs")
 
 
@@ -234,6 +277,16 @@ def _worth(value: float | None, error: float | None) -> Markup:
   if value is None:
     return markup.text(words)
   return tag("span", words, class_="good" if value > 0 else "bad")
+
+
+def _sigmas(value: float | None, error: float | None) -> str:
+  if value is None or not error:
+    return ""
+  return f"{value / error:+.1f}".replace("-", "\u2212")
+
+
+def _right(words: str) -> Cell:
+  return Cell(words, "number")
 
 
 def _number(value: int | None) -> str:

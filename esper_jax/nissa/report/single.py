@@ -1,8 +1,6 @@
 """The report of one run."""
 
 import datetime
-from collections.abc import Sequence
-from typing import Any
 
 from esper_jax.nissa.report import (
   curves,
@@ -13,7 +11,7 @@ from esper_jax.nissa.report import (
   timeline,
   waterfall,
 )
-from esper_jax.nissa.report.curves import Curve, Mark
+from esper_jax.nissa.report.curves import Curve
 from esper_jax.nissa.report.markup import Markup, tag
 from esper_jax.nissa.report.page import Section
 from esper_jax.nissa.report.record import RUNNING, Run
@@ -39,8 +37,14 @@ def make(run: Run) -> str:
     Section(
       "trouble",
       "Trouble",
-      [problems or tag("p", "None: nothing was resumed, rolled back or"
-                       " replaced.", class_="none")],
+      [
+        problems
+        or tag(
+          "p",
+          "None: nothing was resumed, rolled back or replaced.",
+          class_="none",
+        )
+      ],
     ),
     Section(
       "epochs",
@@ -50,8 +54,10 @@ def make(run: Run) -> str:
     Section(
       "config",
       "Config and environment",
-      [sections.environment(run),
-       _folded("All keys of the config", sections.config(run))],
+      [
+        sections.environment(run),
+        _folded("All keys of the config", sections.config(run)),
+      ],
     ),
   ]
   return page.make(
@@ -83,16 +89,20 @@ def _curves(run: Run) -> Markup:
     "div",
     curves.chart(
       "Loss",
-      [_curve(run, "train", "train/epoch_loss"),
-       _curve(run, "validation", "val/loss")],
+      [
+        _curve(run, "train", "train/epoch_loss"),
+        _curve(run, "validation", "val/loss"),
+      ],
       up="nats per example, logarithmic",
       marks=marks,
       logarithmic=True,
     ),
     curves.chart(
       "Accuracy",
-      [_curve(run, "train", "train/epoch_accuracy"),
-       _curve(run, "validation", "val/accuracy")],
+      [
+        _curve(run, "train", "train/epoch_accuracy"),
+        _curve(run, "validation", "val/accuracy"),
+      ],
       up="share of examples that were right",
       unit="%",
       marks=marks,
@@ -107,8 +117,10 @@ def _curves(run: Run) -> Markup:
     ),
     curves.chart(
       "FLOPs",
-      [_curve(run, "all", "flops/total"),
-       _curve(run, "training", "flops/train")],
+      [
+        _curve(run, "all", "flops/total"),
+        _curve(run, "training", "flops/train"),
+      ],
       up="FLOPs since the start",
       marks=marks,
       zero=True,

@@ -1,5 +1,6 @@
 """What happened in a run, in one paragraph."""
 
+import re
 from collections.abc import Sequence
 
 from esper_jax.nissa.console import duration
@@ -8,14 +9,15 @@ from esper_jax.nissa.report.growth import Seed
 from esper_jax.nissa.report.record import RUNNING, Run, figures
 from esper_jax.nissa.table import engineering, percent
 
+# A number and its unit stay on one line.
+_UNITS = re.compile(r"(\d) (s|min|h|%|[MGTP]|nats)(?!\w)")
 _NAMED = 4  # seeds that are named one by one
 
 
 def tell(run: Run) -> str:
   """Tells of a run: how far it came, what grew, what that came to."""
-  return " ".join(
-    filter(None, (_course(run), _size(run), _grown(run), _figures(run)))
-  )
+  told = (_course(run), _size(run), _grown(run), _figures(run))
+  return _UNITS.sub("\\1\u00a0\\2", " ".join(filter(None, told)))
 
 
 def state(run: Run) -> str:
@@ -32,7 +34,8 @@ def measure(value: float | None, error: float | None) -> str:
   """A contribution in nats with its standard error; "" where unknown."""
   if value is None:
     return ""
-  return f"{value:+.4f}" + (f" \u00b1 {error:.4f}" if error else "")
+  told = f"{value:+.4f}" + (f" \u00b1 {error:.4f}" if error else "")
+  return told.replace("-", "\u2212")
 
 
 def _course(run: Run) -> str:
@@ -41,9 +44,9 @@ def _course(run: Run) -> str:
   data = data or run.config["data.name"]
   seconds = known["wall_seconds"]
   took = f" in {duration(seconds)}" if seconds else ""
-  waited = known.get("stall_seconds") or 0.0
-  if waited >= 0.05:
-    took += f", {duration(waited)} of them stalled while programs compiled"
+  waited = known["compilation"]["blocking_seconds"]
+  if waited:
+    took += f", {duration(waited)} of them waiting for the compiler"
   if run.status == RUNNING:
     so_far = took.replace(" in ", " so far in ", 1) if took else ""
     return (
@@ -80,21 +83,19 @@ def _grown(run: Run) -> str:
   if not seeds:
     return f"Policy {policy} planted no seed."
   fates = [
-    (growth.FOSSILIZED, "made permanent"),
-    (growth.CULLED, "culled"),
-    (growth.CANCELLED, "given up"),
-    (growth.ALIVE, "still alive"),
+    (growth.FOSSILIZED, "made permanent", ("was", "were")),
+    (growth.CULLED, "culled", ("was", "were")),
+    (growth.CANCELLED, "given up", ("was", "were")),
+    (growth.ALIVE, "still judged", ("is", "are")),
   ]
   told = []
-  for fate, words in fates:
+  for fate, words, verbs in fates:
     found = [seed for seed in seeds if seed.fate == fate]
     if found:
       names = _names(found) if fate == growth.FOSSILIZED else ""
-      told.append(f"{len(found)} {words}{names}")
-  were = "were" if len(seeds) > 1 else "was"
+      told.append(f"{len(found)} {verbs[len(found) > 1]} {words}{names}")
   listed = ", ".join(told[:-1]) + (" and " if told[:-1] else "") + told[-1]
-  of_them = f"Of them {listed}." if len(seeds) > 1 else f"It: {listed}."
-  return f"{_count(len(seeds), 'seed')} {were} planted by policy {policy}. {of_them}"
+  return f"Policy {policy} planted {_count(len(seeds), 'seed')}: {listed}."
 
 
 def _names(seeds: Sequence[Seed]) -> str:
@@ -102,8 +103,11 @@ def _names(seeds: Sequence[Seed]) -> str:
     return ""
   named = [
     f"{seed.key} in {seed.slot} at epoch {seed.ended}"
-    + (f", {measure(seed.contribution, seed.error)} nats"
-       if seed.contribution is not None else "")
+    + (
+      f", {measure(seed.contribution, seed.error)} nats"
+      if seed.contribution is not None
+      else ""
+    )
     for seed in seeds
   ]
   return f" ({'; '.join(named)})"

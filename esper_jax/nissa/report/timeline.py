@@ -17,13 +17,13 @@ _RIGHT, _TOP = 12, 8
 _LETTER = 7.2  # pixels of a character of a slot's name
 # Stage -> (letter, share of the row's height).
 STAGES = {
-  "GERMINATED": ("G", 0.25),
-  "TRAINING": ("T", 0.42),
-  "BLENDING": ("B", 0.62),
-  "HOLDING": ("H", 0.82),
+  "GERMINATED": ("G", 0.38),
+  "TRAINING": ("T", 0.52),
+  "BLENDING": ("B", 0.68),
+  "HOLDING": ("H", 0.84),
   "FOSSILIZED": ("F", 1.0),
-  "CULLED": ("C", 0.3),
-  "EMBARGOED": ("E", 0.1),
+  "CULLED": ("C", 0.38),
+  "EMBARGOED": ("E", 0.12),
 }
 
 
@@ -62,22 +62,30 @@ def spans(lines: list[dict[str, Any]], slot: str) -> list[Span]:
 def draw(run: Run, title: str = "Slots over the epochs") -> Markup:
   """Draws the timeline of a run with the key to its stages."""
   if not run.slots:
-    return markup.figure(title, tag("p", "The host has no slots.", class_="none"))
+    return markup.figure(
+      title, tag("p", "The host has no slots.", class_="none")
+    )
   if not run.lines:
-    return markup.figure(title, tag("p", "No epoch is over yet.", class_="none"))
-  row = 24 if len(run.slots) <= 12 else 18
+    return markup.figure(
+      title, tag("p", "No epoch is over yet.", class_="none")
+    )
+  found = {slot: spans(run.lines, slot) for slot in run.slots}
+  if not any(found.values()):
+    words = f"All {len(found)} slots were dormant throughout."
+    return markup.figure(title, tag("p", words, class_="none"))
+  row = 30 if len(run.slots) <= 12 else 20
   left = 16 + _LETTER * max(map(len, run.slots))
   first, end = run.lines[0]["epoch"], max(run.planned, run.epochs)
   x = Axis(first - 0.5, end + 0.5, left, WIDTH - _RIGHT)
   bottom = _TOP + row * len(run.slots)
   parts = []
-  for n, slot in enumerate(run.slots):
+  for n, (slot, stages) in enumerate(found.items()):
     floor = _TOP + row * (n + 1) - 3
     parts.append(tag("text", slot, x=left - 10, y=floor - 4, class_="end"))
     parts.append(
       tag("line", x1=x.start, x2=x.end, y1=floor, y2=floor, class_="grid")
     )
-    for span in spans(run.lines, slot):
+    for span in stages:
       parts += _block(run, slot, span, x, floor, row - 6)
   svg = tag(
     "svg",
@@ -89,7 +97,10 @@ def draw(run: Run, title: str = "Slots over the epochs") -> Markup:
     class_="wide",
   )
   return markup.figure(
-    title, _key(), tag("div", svg, class_="scroll"), kind="whole",
+    title,
+    _key(),
+    tag("div", svg, class_="scroll"),
+    kind="whole",
     note="A block stands for the stage at the end of an epoch. Arrow keys go"
     " from block to block.",
   )
@@ -113,13 +124,13 @@ def _block(
     role="img",
     aria_label=_label(run, slot, span),
   )
-  if end - start >= 10 and share > 0.35:
+  if end - start >= 10 and height * share >= 8:
     middle = (start + end) / 2
     yield tag(
       "text",
       letter,
       x=middle,
-      y=floor - height * share / 2 + 3.5,
+      y=floor - height * share / 2 + 3.6,
       class_=f"letter {span.stage.lower()}",
       aria_hidden="true",
     )
@@ -160,8 +171,14 @@ def _key() -> Markup:
   items = []
   for stage, (letter, share) in STAGES.items():
     name = stage.lower()
-    block = tag("rect", x=0, y=16.0 * (1 - share), width=16,
-                height=16 * share, class_=f"stage {name}")
+    block = tag(
+      "rect",
+      x=0,
+      y=16.0 * (1 - share),
+      width=16,
+      height=16 * share,
+      class_=f"stage {name}",
+    )
     svg = tag("svg", block, viewBox="0 0 16 16", aria_hidden="true")
     items.append(tag("li", svg, tag("b", letter), f" {name}"))
   return tag("ul", *items, class_="legend")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from esper_jax.nissa.report import markup
+from esper_jax.nissa.report import markup, story
 from esper_jax.nissa.report.axis import Axis, short
 from esper_jax.nissa.report.growth import CULLED, FOSSILIZED, Seed
 from esper_jax.nissa.report.markup import Markup, tag
@@ -50,22 +50,32 @@ def draw(seeds: Sequence[Seed]) -> Markup:
     tag("line", x1=0, x2=WIDTH, y1=top - 3, y2=top - 3, class_="base"),
     tag("text", "what stayed", x=left - 10, y=top + 15, class_="end strong"),
     _rect(x, 0.0, total, top, "bar total"),
-    tag("text", f"{total:+.4f} ({stayed} of {len(known)})",
-        x=WIDTH - _RIGHT + 12.0, y=top + 15, class_="strong"),
+    tag(
+      "text",
+      f"{total:+.4f} ({stayed} of {len(known)})",
+      x=WIDTH - _RIGHT + 12.0,
+      y=top + 15,
+      class_="strong",
+    ),
   ]
   svg = tag(
-    "svg", tag("title", f"Contributions of {len(known)} seeds; those that"
-               f" stayed add up to {total:+.4f} nats"),
-    *parts, viewBox=f"0 0 {WIDTH} {bottom + 38}", role="group", class_="wide",
+    "svg",
+    tag(
+      "title",
+      f"Contributions of {len(known)} seeds; those that"
+      f" stayed add up to {total:+.4f} nats",
+    ),
+    *parts,
+    viewBox=f"0 0 {WIDTH} {bottom + 38}",
+    role="group",
+    class_="wide",
   )
   return markup.figure(
     _TITLE, tag("div", svg, class_="scroll"), note=_NOTE, kind="whole"
   )
 
 
-def _across(
-  bars: Sequence[tuple[float, float, Seed]], left: float
-) -> Axis:
+def _across(bars: Sequence[tuple[float, float, Seed]], left: float) -> Axis:
   ends = [0.0]
   for start, end, seed in bars:
     error = seed.error or 0.0
@@ -92,7 +102,7 @@ def _bar(
   name: str, start: float, end: float, seed: Seed, x: Axis, top: float
 ) -> list[Markup]:
   value, error = seed.contribution or 0.0, seed.error
-  words = f"{value:+.4f}" + (f" \u00b1 {error:.4f}" if error else "")
+  words = story.measure(value, error)
   label = f"{name}: {seed.blueprint}, {seed.fate}, {words} nats"
   kind = "stays" if seed.fate == FOSSILIZED else "gone"
   middle = top + _ROW / 2
@@ -103,10 +113,15 @@ def _bar(
   if error:
     low, high = x(end - error), x(end + error)
     parts.append(
-      tag("path", class_="whisker", d=f"M{low:.1f},{middle - 4:.1f}v8m0,-4"
-          f"H{high:.1f}m0,-4v8")
+      tag(
+        "path",
+        class_="whisker",
+        d=f"M{low:.1f},{middle - 4:.1f}v8m0,-4H{high:.1f}m0,-4v8",
+      )
     )
-  sign = {FOSSILIZED: " stayed", CULLED: " culled"}.get(seed.fate, " " + seed.fate)
+  sign = {FOSSILIZED: " stayed", CULLED: " culled"}.get(
+    seed.fate, " " + seed.fate
+  )
   right = WIDTH - _RIGHT + 12.0
   parts.append(tag("text", words + sign, x=right, y=middle + 4))
   return parts
@@ -118,7 +133,12 @@ def _rect(
   left, right = sorted((x(start), x(end)))
   about = [tag("title", label)] if label else []
   return tag(
-    "rect", *about, x=left, y=top + 4, width=max(right - left, 1.0),
-    height=float(_ROW - 8), class_=kind,
+    "rect",
+    *about,
+    x=left,
+    y=top + 4,
+    width=max(right - left, 1.0),
+    height=float(_ROW - 8),
+    class_=kind,
     **({"tabindex": "-1", "role": "img", "aria_label": label} if label else {}),
   )

@@ -10,26 +10,21 @@ from esper_jax.types import InputError
 NAME = "report.html"
 
 
-def write_run(run: str | Path, to: str | Path | None = None) -> Path:
+def write_run(run: str | Path, to: str | Path | None = None) -> None:
   """Writes the report of a run; the old one is replaced as a whole.
 
   Args:
     run: its directory.
     to: the file; None: report.html in the run directory.
 
-  Returns:
-    The file.
-
   Raises:
     InputError: it is no run directory, or a file in it is damaged.
     OSError: the file cannot be written.
   """
-  path = Path(to) if to else Path(run) / NAME
-  replace_text(path, single.make(record.read(run)))
-  return path
+  replace_text(to or Path(run) / NAME, single.make(record.read(run)))
 
 
-def write_comparison(runs: Sequence[str | Path], to: str | Path) -> Path:
+def write_comparison(runs: Sequence[str | Path], to: str | Path) -> None:
   """Writes the report of several runs.
 
   Args:
@@ -40,7 +35,6 @@ def write_comparison(runs: Sequence[str | Path], to: str | Path) -> Path:
     InputError: as `write_run`; or a run is given twice.
     OSError: the file cannot be written.
   """
-  path = Path(to)
   found = [record.read(place) for place in runs]
   if len({run.path.resolve() for run in found}) < len(found):
     raise InputError("the same run is given twice; give each of them once")
@@ -48,5 +42,4 @@ def write_comparison(runs: Sequence[str | Path], to: str | Path) -> Path:
   if len(set(names)) < len(names):
     names = [str(place) for place in runs]
   named = dict(zip(names, found, strict=True))
-  replace_text(path, comparison.make(named, folder=path.parent))
-  return path
+  replace_text(to, comparison.make(named, folder=Path(to).parent))
