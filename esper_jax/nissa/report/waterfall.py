@@ -27,7 +27,7 @@ def draw(seeds: Sequence[Seed]) -> Markup:
     words = (
       "No seed was planted."
       if not seeds
-      else "No seed's contribution has been measured."
+      else "No contribution has been measured."
     )
     return markup.figure(_TITLE, tag("p", words, class_="none"))
   names = [f"{s.slot} {s.key}, epoch {s.ended or s.planted}" for s in known]
