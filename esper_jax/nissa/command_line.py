@@ -38,11 +38,12 @@ def _run(argv: list[str]) -> int:
 
 def _help() -> str:
   listed = "\n".join(
-    f"  {name:8} {about}" for name, (_, about) in COMMANDS.items()
+    f"  {_PROGRAM} {name}\n      {about}"
+    for name, (_, about) in COMMANDS.items()
   )
   return (
     f"Shows what happened in runs.\n\n{listed}\n\n"
-    f"{_PROGRAM} COMMAND --help says more. Exit codes: 0 done, 2 bad input."
+    "COMMAND --help says more. Exit codes: 0 done, 2 bad input."
   )
 
 

@@ -79,6 +79,44 @@ def write(
   return folder
 
 
+_LIFE = "GERMINATED TRAINING TRAINING TRAINING BLENDING BLENDING BLENDING"
+_LIVES = {
+  "fossilized": [*_LIFE.split(), "HOLDING", "FOSSILIZED"],
+  "culled": [*_LIFE.split(), "HOLDING", "CULLED", "EMBARGOED", "EMBARGOED"],
+}
+
+
+def long_run(folder: Path) -> Path:
+  """A run of 200 epochs with 30 slots, which grow by turns all the time."""
+  slots = [f"slot{n // 10 + 1}_{n % 10 + 1}" for n in range(30)]
+  events = [event("run_started", 0, policy="heuristic")]
+  stages = {slot: ["DORMANT"] * 201 for slot in slots}
+  for n, slot in enumerate(slots):
+    for start in range(4 + 5 * (n % 7), 180, 35):
+      fate = ("fossilized", "culled")[(n + start // 35) % 2]
+      gain = {"contribution": 0.001 * (n % 9) - 0.003, "contribution_se": 0.001}
+      why = f"validation loss improved 0.4 % over 2 epochs; {slot} has most to"
+      asked = {"slot": slot, "action": "germinate", "blueprint": "conv3x3"}
+      ends = {"slot": slot, "was": "TRAINING", "now": "BLENDING"}
+      events += [
+        event("decision", start, **asked, reason=f"{why} gain, " * 4),
+        planted(start + 1, slot, blueprint="conv3x3", parameters=36928),
+        event("stage_changed", start + 4, **ends),
+        event(fate, start + 8, slot=slot, reason="the policy", **gain),
+      ]
+      life = _LIVES[fate]
+      stages[slot][start : start + len(life)] = life
+      if fate == "fossilized":
+        rest = 35 - len(life)
+        stages[slot][start + len(life) : start + 35] = ["FOSSILIZED"] * rest
+  lines = [
+    line(epoch, {slot: stages[slot][epoch] for slot in slots})
+    for epoch in range(1, 201)
+  ]
+  events.sort(key=lambda e: e["epoch"])
+  return write(folder, lines=lines, events=events, train__epochs=200)
+
+
 class Page(html.parser.HTMLParser):
   """What a page holds; parsing fails where elements are not nested well.
 

@@ -48,6 +48,14 @@ def test_ticks_are_round(axis, ticks):
 
 
 @pytest.mark.parametrize(
+  ("ends", "ticks"),
+  [((0.5, 1.5), [1]), ((0.5, 3.5), [1, 2, 3]), ((0.5, 30.5), [10, 20, 30])],
+)
+def test_epochs_are_whole(ends, ticks):
+  assert Axis(*ends, 0, 1).whole_ticks(4) == ticks
+
+
+@pytest.mark.parametrize(
   ("value", "text"),
   [(0.05, "0.05"), (0, "0"), (1200.0, "1,200"), (3.5e6, "3.5 M")],
 )

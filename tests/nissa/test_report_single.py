@@ -10,7 +10,15 @@ import pytest
 from esper_jax.nissa.report import record, single
 from esper_jax.nissa.report.story import tell
 from esper_jax.nissa.table import percent
-from tests.nissa.run_files import Page, event, line, planted, recorded, write
+from tests.nissa.run_files import (
+  Page,
+  event,
+  line,
+  long_run,
+  planted,
+  recorded,
+  write,
+)
 
 STARTED = event("run_started", 0, policy="heuristic")
 EVIL = "</script><script>alert(1)</script>\"'&"
@@ -335,6 +343,23 @@ def test_what_grew_in_words(tmp_path, events, says):
   assert says in tell(record.read(path)).replace("\u00a0", " ")
 
 
+def test_a_seed_that_lives_is_shown_in_its_stage(tmp_path):
+  path = write(
+    tmp_path,
+    lines=[line(1), line(2), line(3)],
+    events=[
+      STARTED,
+      planted(1, "a"),
+      event("stage_changed", 3, slot="a", was="TRAINING", now="BLENDING"),
+    ],
+  )
+  page = page_of(path)
+  rows = page.tables["The seeds, in the order in which they were planted"]
+  assert rows[1] == ["a", "dense", "72", "1", "", "blending", "", ""]
+  told = json.loads(page.texts["script"][0])
+  assert told["marks"] == [[1, "dense in a planted"]]
+
+
 def test_a_network_that_grew_in_words(tmp_path):
   path = write(
     tmp_path,
@@ -343,6 +368,15 @@ def test_a_network_that_grew_in_words(tmp_path):
   )
   says = "began with 100 parameters and has by now 172, 1.72 times as many."
   assert says in tell(record.read(path))
+
+
+def test_the_report_of_a_long_run_is_small(tmp_path):
+  text = single.make(record.read(long_run(tmp_path)))
+  assert len(text.encode()) < 3_000_000
+  page = Page(text)
+  rows = page.tables["The seeds, in the order in which they were planted"]
+  assert len(rows) > 140
+  assert len(page.tables["Every epoch"]) == 201
 
 
 def test_numbers_and_their_units_stay_on_one_line(tmp_path):

@@ -39,6 +39,11 @@ class Axis(NamedTuple):
     last = math.floor(self.high / step + 1e-9)
     return [n * step for n in range(first, last + 1)]
 
+  def whole_ticks(self, number: int) -> list[int]:
+    """As `ticks`, of them the whole numbers."""
+    found = self.ticks(number)
+    return [round(v) for v in found if math.isclose(v, round(v), abs_tol=1e-6)]
+
   def _round_powers(self, number: int) -> list[float]:
     low = math.floor(math.log10(self.low))
     powers = range(low, math.ceil(math.log10(self.high)) + 1)

@@ -191,13 +191,13 @@ def _grid(x: Axis, y: Axis, unit: str) -> list[Markup]:
 
 def _labels(x: Axis, bottom: float, across: str) -> list[Markup]:
   out = [tag("line", x1=x.start, x2=x.end, y1=bottom, y2=bottom, class_="base")]
-  ticks = x.ticks(6)
   if across == "epoch":
-    ticks = sorted({round(tick) for tick in ticks if tick >= 1})
+    ticks: Sequence[float] = [tick for tick in x.whole_ticks(6) if tick]
+  else:
+    ticks = x.ticks(6)
   for tick in ticks:
-    if x.low <= tick <= x.high:
-      words = short(tick)
-      out.append(tag("text", words, x=x(tick), y=bottom + 17, class_="mid"))
+    words = short(tick)
+    out.append(tag("text", words, x=x(tick), y=bottom + 17, class_="mid"))
   middle = (x.start + x.end) / 2
   out.append(tag("text", across, x=middle, y=bottom + 35, class_="mid soft"))
   return out

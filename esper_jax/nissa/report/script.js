@@ -52,7 +52,7 @@ for (const svg of document.querySelectorAll("svg.chart")) {
     const lines = [told.across + " " + number(x, "")];
     for (const curve of told.curves) {
       const near = curve.points.length ? nearest(curve.points, x) : [x, null];
-      if (near[1] !== null) lines.push(curve.name + "  " + number(near[1], told.unit));
+      if (near[1] !== null) lines.push(curve.name + " " + number(near[1], told.unit));
     }
     for (const [epoch, words] of told.marks) if (epoch === x) lines.push(words);
     const box = svg.getBoundingClientRect();

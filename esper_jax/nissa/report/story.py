@@ -128,9 +128,8 @@ def _figures(run: Run) -> str:
   test = known["test_accuracy"]
   if test is not None:
     told += f"; test accuracy, read once, is {percent(test)}"
-  if known["total_flops"]:
-    told += f". All of it took {engineering(known['total_flops'])} FLOPs"
-  return f"{told}."
+  flops = engineering(known["total_flops"])
+  return f"{told}. All of it took {flops} FLOPs."
 
 
 def _count(number: int, what: str) -> str:

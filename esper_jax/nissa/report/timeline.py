@@ -160,9 +160,8 @@ def _ticks(x: Axis, bottom: float) -> Iterator[Markup]:
   yield tag(
     "line", x1=x.start, x2=x.end, y1=bottom + 2, y2=bottom + 2, class_="base"
   )
-  for tick in sorted({round(t) for t in x.ticks(10)}):
-    if x.low <= tick <= x.high:
-      yield tag("text", tick, x=x(tick), y=bottom + 19, class_="mid")
+  for tick in x.whole_ticks(10):
+    yield tag("text", tick, x=x(tick), y=bottom + 19, class_="mid")
   middle = (x.start + x.end) / 2
   yield tag("text", "epoch", x=middle, y=bottom + 36, class_="mid soft")
 
