@@ -142,6 +142,14 @@ def test_marks_stand_at_their_epochs_and_tell():
   assert told["curves"][0]["points"] == [[1, 1.0], [2, 2.0], [3, 3.0]]
 
 
+def test_a_mark_beside_the_curves_is_on_the_axis():
+  page = chart([(2, 1.0), (3, 2.0)], marks=[Mark(0, "trouble", "back")])
+  (sign,) = shapes(page, "Loss", "path", "sign")
+  (svg,) = shapes(page, "Loss", "svg", "chart")
+  at = float(re.search(r"[\d.]+", sign["transform"])[0])
+  assert float(svg["data-left"]) < at < float(svg["data-right"])
+
+
 def test_a_crowd_of_marks_is_smaller_and_without_lines():
   marks = [Mark(n, "planted", "a") for n in range(1, 30)]
   page = chart([(n, 1.0 * n) for n in range(1, 30)], marks=marks)

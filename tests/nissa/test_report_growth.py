@@ -81,7 +81,6 @@ def test_what_happens_without_a_decision_stands_alone():
     ("", "culled", "the run ended"),
   ]
   assert all(entry.seed is found.seeds[0] for entry in found.entries)
-  assert found.seeds[0].reason == "the run ended"
 
 
 def test_a_decision_that_is_refused_says_why():
@@ -145,6 +144,24 @@ def test_lanes_are_told_apart():
     ("slot1", "alive"),
     ("slot1#2", "fossilized"),
   ]
+
+
+def test_a_contribution_that_is_not_finite_is_not_known():
+  events = [
+    planted(1, "slot1"),
+    event("culled", 3, slot="slot1", contribution="NaN", contribution_se="NaN"),
+  ]
+  found = told(events)
+  assert found.seeds[0].contribution is None
+  assert found.entries[-1].contribution is None
+
+
+@pytest.mark.parametrize(
+  ("value", "found"),
+  [(None, None), ("NaN", None), ("Infinity", None), (2, 2.0), (0.5, 0.5)],
+)
+def test_numbers_of_a_log(value, found):
+  assert growth.number(value) == found
 
 
 @pytest.mark.parametrize("kind", ["run_started", "rolled_back", "quarantined"])

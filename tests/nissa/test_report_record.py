@@ -140,7 +140,17 @@ def test_seeds_of_the_first_epoch_are_not_the_host(tmp_path):
   assert record.read(path).initial_parameters == 100
 
 
-@pytest.mark.parametrize("text", [None, "[]", "{}", '{"config": 3}', "{"])
+@pytest.mark.parametrize(
+  "text",
+  [
+    None,
+    "[]",
+    "{}",
+    '{"config": 3}',
+    '{"config": {"train": {"epochs": 3}}}',
+    "{",
+  ],
+)
 def test_what_is_no_run_directory(tmp_path, text):
   if text is not None:
     (tmp_path / "config.json").write_text(text)
@@ -163,9 +173,24 @@ def test_a_damaged_log_is_named(tmp_path):
     record.read(path)
 
 
-@pytest.mark.parametrize(
-  ("value", "found"),
-  [(None, None), ("NaN", None), ("Infinity", None), (2, 2.0), (0.5, 0.5)],
-)
-def test_numbers_of_a_log(value, found):
-  assert record.number(value) == found
+def test_a_result_that_lacks_something_is_filled_up_from_the_logs(tmp_path):
+  path = write(
+    tmp_path,
+    lines=[line(1, {"a": "DORMANT"}, parameters=172)],
+    events=[STARTED, planted(1, "a"), event("run_finished", 1)],
+  )
+  known = {"status": "completed", "slots": {"a": {"contribution": "NaN"}}}
+  (path / "result.json").write_text(json.dumps(known))
+  run = record.read(path)
+  found = record.figures(run)
+  assert (run.epochs, run.initial_parameters, run.status) == (
+    (1, 100, "completed")
+  )
+  assert (found["params_final"], found["steps"]) == (172, 10)
+  assert found["slots"] == {"a": {"contribution": None}}
+
+
+def test_what_a_run_waited_for_the_compiler_is_known_while_it_goes_on(tmp_path):
+  compiled = [event("compile", 1, waited=w) for w in (0.5, 0.0, 1.5)]
+  run = record.read(write(tmp_path, events=[STARTED, *compiled]))
+  assert record.figures(run)["compilation"] == {"blocking_seconds": 2.0}

@@ -238,7 +238,7 @@ def test_a_run_that_goes_on(tmp_path):
   page = page_of(path)
   assert page.texts["span"][0] == "running, epoch 2 of 30"
   assert page.elements[0][1]["data-reload"] == "yes"
-  assert "a run that goes on writes it anew" in page.texts["footer"][0]
+  assert "A run that goes on writes it anew" in page.texts["footer"][0]
   told = page.texts["p"][1].replace("\u00a0", " ")
   assert told == (
     "The run is under way: 2 epochs of 30 on digits so far in 2.5 s. The host,"

@@ -13,9 +13,10 @@ from esper_jax.nissa.report import (
   timeline,
 )
 from esper_jax.nissa.report.curves import Curve
+from esper_jax.nissa.report.growth import number
 from esper_jax.nissa.report.markup import Cell, Markup, tag
 from esper_jax.nissa.report.page import Section
-from esper_jax.nissa.report.record import RUNNING, Run, figures, number
+from esper_jax.nissa.report.record import RUNNING, Run, figures
 from esper_jax.nissa.report.single import written
 from esper_jax.nissa.table import percent, result_rows
 
@@ -33,7 +34,7 @@ def make(runs: Mapping[str, Run], *, folder: Path) -> str:
     folder: of the document, from which it links to the runs' own reports.
   """
   known = {name: figures(run) for name, run in runs.items()}
-  differ = sections.differing(runs)
+  differ = _differing(runs)
   hashes = {run.environment.get("data_sha256") for run in runs.values()}
   warnings = [tag("p", _OTHER_DATA, class_="warning")] * (len(hashes) > 1)
   names = list(runs)
@@ -79,9 +80,19 @@ def make(runs: Mapping[str, Run], *, folder: Path) -> str:
     told=_tell(runs),
     parts=warnings,
     sections=parts,
-    footer=written(running=False),
+    footer=written(),
     reload=running,
   )
+
+
+def _differing(runs: Mapping[str, Run]) -> list[tuple[str, list[str]]]:
+  """The keys of the config in which runs differ, and what each has."""
+  found = []
+  for key in sorted({key for run in runs.values() for key in run.config}):
+    values = [sections.shown(run.config.get(key, "-")) for run in runs.values()]
+    if len(set(values)) > 1:
+      found.append((key, values))
+  return found
 
 
 def _states(runs: Mapping[str, Run]) -> str:
@@ -126,13 +137,13 @@ def _curves(runs: Mapping[str, Run]) -> Markup:
     curves.chart(
       "Validation loss",
       over("epoch", "val/loss"),
-      up="nats per example, logarithmic",
+      up="nats, logarithmic",
       logarithmic=True,
     ),
     curves.chart(
       "Validation accuracy",
       over("epoch", "val/accuracy"),
-      up="share of examples that were right",
+      up="share that was right",
       unit="%",
       clip=True,
     ),
@@ -140,7 +151,7 @@ def _curves(runs: Mapping[str, Run]) -> Markup:
       "Validation accuracy for its FLOPs",
       over("flops/total", "val/accuracy"),
       across="FLOPs since the start",
-      up="share of examples that were right",
+      up="share that was right",
       unit="%",
       clip=True,
       note="All FLOPs: training, evaluation, ablations and probes.",

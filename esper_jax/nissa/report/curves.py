@@ -11,7 +11,7 @@ WIDTH = 520
 _LEFT, _RIGHT, _TOP, _PLOT = 68, 14, 12, 216
 _LANE = 15  # pixels of a row of marks
 _CROWD = 24  # marked epochs from which marks are drawn smaller, without lines
-COLOURS = 6  # of --s0 and on in the style; then they repeat, dashed
+_COLOURS = 6  # of --s0 and on in the style; then they repeat, dashed
 # Kind of mark -> (its sign, its name); the sign tells it without colour.
 MARKS = {
   "planted": ("M0,-4.5L4.5,4L-4.5,4Z", "planted"),
@@ -83,7 +83,7 @@ def chart(
   kinds = [kind for kind in MARKS if any(m.kind == kind for m in marks)]
   bottom = _TOP + _PLOT
   base = bottom + (6 + _LANE * len(kinds) if kinds else 0)
-  x = _across(points)
+  x = _across([p[0] for p in points] + [mark.epoch for mark in marks])
   y, cut = _up([p[1] or 0.0 for p in points], bottom, logarithmic, clip, zero)
   svg = tag(
     "svg",
@@ -145,11 +145,11 @@ def legend(names: Sequence[str]) -> Markup:
 
 def stroke(number: int) -> str:
   """Classes of the n-th curve: colour and dashes."""
-  return f"s s{number % COLOURS} d{(number + number // COLOURS) % 4}"
+  return f"s s{number % _COLOURS} d{(number + number // _COLOURS) % 4}"
 
 
-def _across(points: Sequence[tuple[float, float | None]]) -> Axis:
-  low, high = (f(p[0] for p in points) for f in (min, max))
+def _across(places: Sequence[float]) -> Axis:
+  low, high = min(places), max(places)
   space = max((high - low) * 0.015, 0.5 if high - low < 2 else 0.0)
   return Axis(low - space, high + space, _LEFT, WIDTH - _RIGHT)
 

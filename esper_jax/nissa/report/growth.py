@@ -1,15 +1,14 @@
 """What grew: the life of each seed, and every decision with its outcome."""
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
-ALIVE, FOSSILIZED, CULLED, CANCELLED = (
-  "alive",
-  "fossilized",
-  "culled",
-  "cancelled",
-)
+ALIVE = "alive"
+FOSSILIZED = "fossilized"
+CULLED = "culled"
+CANCELLED = "cancelled"
 # Event -> the action that asks for it.
 _ASKED = {
   "germinated": "germinate",
@@ -34,7 +33,6 @@ class Seed:
     fate: ALIVE, FOSSILIZED, CULLED or CANCELLED.
     ended: the boundary; None while ALIVE.
     contribution, error: last measured, and its standard error, in nats.
-    reason: why it was culled or cancelled.
   """
 
   slot: str
@@ -47,7 +45,6 @@ class Seed:
   ended: int | None = None
   contribution: float | None = None
   error: float | None = None
-  reason: str = ""
 
 
 @dataclasses.dataclass
@@ -107,7 +104,7 @@ def read(
     kind, epoch = event["type"], event["epoch"]
     if kind != "decision" and kind != "gate_refused" and kind not in _ASKED:
       continue
-    slot = row_name(event)
+    slot = _row_name(event)
     if kind == "germinated":
       present[slot] = _planted(event, slot)
       seeds.append(present[slot])
@@ -141,8 +138,8 @@ def read(
     if entry.seed is None and kind != "growth_cancelled":
       entry.seed = seed
     if event.get("contribution") is not None:
-      entry.contribution = event["contribution"]
-      entry.error = event.get("contribution_se")
+      entry.contribution = number(event["contribution"])
+      entry.error = number(event.get("contribution_se"))
   for (epoch, slot), (value, error) in sorted(measured.items()):
     seed = present.get(slot)
     if seed and seed.fate == ALIVE and epoch > seed.planted:
@@ -150,7 +147,14 @@ def read(
   return Growth(seeds, entries)
 
 
-def row_name(event: Mapping[str, Any]) -> str:
+def number(value: Any) -> float | None:
+  """A figure of a log; None where it is absent or not finite."""
+  if value is None or not math.isfinite(float(value)):
+    return None
+  return float(value)
+
+
+def _row_name(event: Mapping[str, Any]) -> str:
   """The name that metrics.jsonl has for the row an event is about."""
   lane = event.get("lane", 0)
   return f"{event['slot']}#{lane + 1}" if lane else event["slot"]
@@ -176,10 +180,9 @@ def _follow(seed: Seed, event: Mapping[str, Any]) -> None:
     return
   seed.fate = CANCELLED if kind == "growth_cancelled" else kind
   seed.ended = event["epoch"]
-  seed.reason = event.get("reason") or ""
   seed.stage = seed.fate.upper()
-  seed.contribution = event.get("contribution")
-  seed.error = event.get("contribution_se")
+  seed.contribution = number(event.get("contribution"))
+  seed.error = number(event.get("contribution_se"))
 
 
 def _outcome(event: Mapping[str, Any], *, decided: bool) -> str:

@@ -69,7 +69,7 @@ def table(
     caption: says what it shows.
     header: of the columns; "" where a column needs none.
     rows: their first cell names them.
-    kind: class of the table.
+    kind: class of the table; "pairs" fits every page, and takes no focus.
   """
   head = tag("tr", *(_cell("th", word, scope="col") for word in header))
   body = []
@@ -83,15 +83,11 @@ def table(
     tag("tbody", join(body)),
     class_=kind or None,
   )
+  if kind == "pairs":
+    return tag("div", inner)
   # Scrolled with the keyboard, so it takes the focus and has a name.
-  return tag(
-    "div",
-    inner,
-    class_="scroll",
-    tabindex="0",
-    role="region",
-    aria_label=caption,
-  )
+  region = {"tabindex": "0", "role": "region", "aria_label": caption}
+  return tag("div", inner, class_="scroll", **region)
 
 
 def figure(title: str, *content: str, note: str = "", kind: str = "") -> Markup:
@@ -110,7 +106,7 @@ def data(record: Any) -> Markup:
   return Markup(f'<script type="application/json">{words}</script>')
 
 
-_SHAPES = ("path", "rect", "circle", "line", "polyline", "use", "meta")
+_SHAPES = ("path", "rect", "circle", "line")
 
 
 def _cell(name: str, cell: str | Cell, **attributes: Any) -> Markup:

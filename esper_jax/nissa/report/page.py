@@ -28,13 +28,13 @@ class Section(NamedTuple):
 def make(
   title: str,
   *,
-  above: str = "",
+  above: str,
   state: str,
   told: str,
   parts: Sequence[str],
   sections: Sequence[Section],
   footer: str,
-  reload: bool = False,
+  reload: bool,
 ) -> str:
   """Makes the whole document.
 

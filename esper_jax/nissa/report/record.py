@@ -1,12 +1,11 @@
 """A run directory as the report sees it; one that is being written, too."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper_jax.nissa.report import growth
-from esper_jax.nissa.report.growth import Growth
+from esper_jax.nissa.report.growth import Growth, number
 from esper_jax.oona import growth_log, jsonl
 from esper_jax.tolaria.workdir import read_json
 from esper_jax.types import InputError
@@ -14,6 +13,15 @@ from esper_jax.types import InputError
 RUNNING = "running"
 _ADVICE = "a report needs the logs of a run as it wrote them"
 _ENDS = ("interrupted", "run_finished")
+_NEEDED = (
+  "data.name",
+  "data.source",
+  "host.name",
+  "kasmina.measure_budget",
+  "tamiyo.policy",
+  "train.epochs",
+  "train.max_steps",
+)
 
 
 class Run(NamedTuple):
@@ -49,7 +57,7 @@ class Run(NamedTuple):
   def epochs(self) -> int:
     """Epochs done."""
     done = self.lines[-1]["epoch"] if self.lines else 0
-    return self.result["epochs"] if self.result else done
+    return (self.result or {}).get("epochs", done)
 
   @property
   def planned(self) -> int:
@@ -67,7 +75,7 @@ class Run(NamedTuple):
   @property
   def initial_parameters(self) -> int | None:
     """Of the host alone; None before the first epoch is over."""
-    if self.result:
+    if self.result and "params_initial" in self.result:
       return self.result["params_initial"]
     if not self.lines:
       return None
@@ -90,16 +98,17 @@ def read(path: str | Path) -> Run:
     InputError: it is no run directory, or a file in it is damaged.
   """
   path = Path(path)
-  document = read_json(path / "config.json") if path.is_dir() else None
-  if document is None or not isinstance(document.get("config"), dict):
+  document = (read_json(path / "config.json") if path.is_dir() else {}) or {}
+  config = _flat(document.pop("config", {}))
+  if not all(key in config for key in _NEEDED):
     raise InputError(
       f"{path} is not a run directory: it has no config.json of a run; give"
       " the --workdir of a run, such as runs/digits"
     )
   events = _log(path / "events.jsonl")
   lines = _standing(_log(path / "metrics.jsonl"))
-  result = read_json(path / "result.json")
-  if result and not (_over(events) or result["status"] == "completed"):
+  result = _finite(read_json(path / "result.json"))
+  if result and not (_over(events) or result.get("status") == "completed"):
     result = None  # of an earlier process; the run was taken up again
   standing = []
   if events:
@@ -108,7 +117,7 @@ def read(path: str | Path) -> Run:
   return Run(
     path.resolve().name,
     path,
-    _flat(document.pop("config")),
+    config,
     document,
     lines,
     events,
@@ -119,17 +128,16 @@ def read(path: str | Path) -> Run:
 
 def figures(run: Run) -> dict[str, Any]:
   """What result.json holds or, as far as the logs tell, will hold."""
-  if run.result:
-    return run.result
   last = run.lines[-1] if run.lines else {}
   seeds = run.growth.seeds
   first = min((seed.planted for seed in seeds), default=None)
-  before = [x for x in run.lines if x["epoch"] == first]
+  before = [x["val/accuracy"] for x in run.lines if x["epoch"] == first]
   times = [x["time"] for x in (*run.events, *run.lines)]
-  return {
-    "val_accuracy_before_growth": number(
-      before[0]["val/accuracy"] if before else None
-    ),
+  waited = [e.get("waited", 0.0) for e in run.events if e["type"] == "compile"]
+  told = {
+    "reason": None,
+    "steps": last.get("step", 0),
+    "val_accuracy_before_growth": number(before[0] if before else None),
     "val_accuracy": number(last.get("val/accuracy")),
     "test_accuracy": None,
     "params_initial": run.initial_parameters,
@@ -139,7 +147,7 @@ def figures(run: Run) -> dict[str, Any]:
     "measurement_share": None,
     "measure_budget": run.config["kasmina.measure_budget"],
     "wall_seconds": max(times) - min(times) if times else None,
-    "compilation": {"blocking_seconds": None},
+    "compilation": {"blocking_seconds": sum(waited) if waited else None},
     "germinated": len(seeds),
     "fossilized": sum(seed.fate == growth.FOSSILIZED for seed in seeds),
     "culled": sum(seed.fate == growth.CULLED for seed in seeds),
@@ -150,13 +158,7 @@ def figures(run: Run) -> dict[str, Any]:
       if seed.fate in (growth.ALIVE, growth.FOSSILIZED)
     ],
   }
-
-
-def number(value: Any) -> float | None:
-  """A figure of a log; None where it is absent or not finite."""
-  if value is None:
-    return None
-  return float(value) if math.isfinite(float(value)) else None
+  return {**told, **(run.result or {})}
 
 
 def _log(path: Path) -> list[dict[str, Any]]:
@@ -197,15 +199,26 @@ def _measured(
 
 
 def _slot(line: Mapping[str, Any], name: str) -> dict[str, Any]:
-  keys = ("stage", "culled", "contribution")
-  return {key: line.get(f"slots/{name}/{key}") for key in keys}
+  values = {k: line.get(f"slots/{name}/{k}") for k in ("stage", "culled")}
+  return {
+    **values,
+    "contribution": number(line.get(f"slots/{name}/contribution")),
+  }
 
 
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _finite(value: Any) -> Any:
+  """JSON as it was read; None in place of what is not finite."""
+  if isinstance(value, dict):
+    return {key: _finite(item) for key, item in value.items()}
+  return None if value in ("NaN", "Infinity", "-Infinity") else value
+
+
+def _flat(config: Any) -> dict[str, Any]:
+  """ "section.key" -> value; nothing of what is no config."""
   flat = {}
-  for key, value in config.items():
+  for key, value in config.items() if isinstance(config, dict) else ():
     if isinstance(value, dict):
-      flat |= _flat(value, f"{prefix}{key}.")
+      flat |= {f"{key}.{name}": item for name, item in _flat(value).items()}
     else:
-      flat[f"{prefix}{key}"] = value
+      flat[key] = value
   return flat

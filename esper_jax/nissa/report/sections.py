@@ -1,6 +1,6 @@
 """The tables of a report, and the lists of marks below its curves."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
 from esper_jax.nissa.console import describe
@@ -299,16 +299,3 @@ def _decimal(value: Any) -> str:
 
 def _share(value: Any) -> str:
   return "-" if value is None else percent(float(value))
-
-
-def differing(
-  runs: Mapping[str, Run],
-) -> list[tuple[str, list[str]]]:
-  """The keys of the config in which runs differ, and what each has."""
-  keys = sorted({key for run in runs.values() for key in run.config})
-  found = []
-  for key in keys:
-    values = [shown(run.config.get(key, "-")) for run in runs.values()]
-    if len(set(values)) > 1:
-      found.append((key, values))
-  return found

@@ -21,6 +21,7 @@ _HONEST = (
   " --control, or with tamiyo.policy=never, and compare the two with"
   " python -m esper_jax.nissa report RUN CONTROL."
 )
+_ANEW = " A run that goes on writes it anew now and then."
 
 
 def make(run: Run) -> str:
@@ -67,16 +68,15 @@ def make(run: Run) -> str:
     told=story.tell(run),
     parts=[sections.tiles(run), tag("p", _HONEST, class_="note")],
     sections=parts,
-    footer=written(run.status == RUNNING),
+    footer=written() + (_ANEW if run.status == RUNNING else ""),
     reload=run.status == RUNNING,
   )
 
 
-def written(running: bool) -> str:
-  """The footer: when the page was written, and whether that will go on."""
+def written() -> str:
+  """The footer: when the page was written."""
   now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
-  more = "; a run that goes on writes it anew now and then" if running else ""
-  return f"Written by esper_jax at {now}{more}."
+  return f"Written by esper_jax at {now}."
 
 
 def _folded(summary: str, content: str) -> Markup:
@@ -93,7 +93,7 @@ def _curves(run: Run) -> Markup:
         _curve(run, "train", "train/epoch_loss"),
         _curve(run, "validation", "val/loss"),
       ],
-      up="nats per example, logarithmic",
+      up="nats, logarithmic",
       marks=marks,
       logarithmic=True,
     ),
@@ -103,7 +103,7 @@ def _curves(run: Run) -> Markup:
         _curve(run, "train", "train/epoch_accuracy"),
         _curve(run, "validation", "val/accuracy"),
       ],
-      up="share of examples that were right",
+      up="share that was right",
       unit="%",
       marks=marks,
       clip=True,
