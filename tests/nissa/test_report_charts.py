@@ -257,6 +257,12 @@ def test_what_stayed_adds_up_and_what_was_culled_does_not():
   assert "\u22120.1000 \u00b1 0.0100 culled" in page.texts["text"]
 
 
+def test_what_stayed_and_hurts_is_told_apart():
+  page = Page(waterfall.draw([seed("a", -0.1, "fossilized")]))
+  (bar, _) = shapes(page, "What each seed contributed", "rect", "bar")
+  assert bar["class"] == "bar stays hurts"
+
+
 def test_a_contribution_without_an_error_has_no_whisker():
   page = Page(waterfall.draw([seed("a", 0.0, "alive", None)]))
   assert "+0.0000 alive" in page.texts["text"]

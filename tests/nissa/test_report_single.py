@@ -376,6 +376,13 @@ def test_the_report_of_a_long_run_is_small(tmp_path):
   page = Page(text)
   rows = page.tables["The seeds, in the order in which they were planted"]
   assert len(rows) > 140
+  folded = [text.split("\n")[0] for text in page.texts["summary"]]
+  assert folded == [
+    f"All {len(rows) - 1} seeds",
+    f"All {3 * (len(rows) - 1)} entries",
+    "The figures of every epoch",
+    "All keys of the config",
+  ]
   assert len(page.tables["Every epoch"]) == 201
 
 

@@ -21,20 +21,31 @@ _HONEST = (
   " --control, or with tamiyo.policy=never, and compare the two with"
   " python -m esper_jax.nissa report RUN CONTROL."
 )
+_MANY = 60  # rows of a table that is shown unfolded
 _ANEW = " A run that goes on writes it anew now and then."
 
 
 def make(run: Run) -> str:
   """Makes the document."""
+  seeds, entries = run.growth.seeds, len(run.growth.entries)
   problems = sections.trouble(run)
   parts = [
     Section("curves", "Curves", [_curves(run)]),
     Section("slots", "Slots", [timeline.draw(run)]),
     Section(
-      "seeds", "Seeds", [waterfall.draw(run.growth.seeds), sections.seeds(run)]
+      "seeds",
+      "Seeds",
+      [
+        waterfall.draw(seeds),
+        _long(f"All {len(seeds)} seeds", len(seeds), sections.seeds(run)),
+      ],
     ),
     Section("network", "Network", [network.draw(run)]),
-    Section("decisions", "Decisions", [sections.decisions(run)]),
+    Section(
+      "decisions",
+      "Decisions",
+      [_long(f"All {entries} entries", entries, sections.decisions(run))],
+    ),
     Section(
       "trouble",
       "Trouble",
@@ -77,6 +88,11 @@ def written() -> str:
   """The footer: when the page was written."""
   now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
   return f"Written by esper_jax at {now}."
+
+
+def _long(summary: str, rows: int, table: Markup) -> Markup:
+  """A table, folded where it has many rows."""
+  return table if rows <= _MANY else _folded(summary, table)
 
 
 def _folded(summary: str, content: str) -> Markup:

@@ -105,6 +105,8 @@ def _bar(
   words = story.measure(value, error)
   label = f"{name}: {seed.blueprint}, {seed.fate}, {words} nats"
   kind = "stays" if seed.fate == FOSSILIZED else "gone"
+  if value < 0:
+    kind += " hurts"
   middle = top + _ROW / 2
   parts = [
     tag("text", name, x=x.start - 10, y=middle + 4, class_="end"),
