@@ -131,6 +131,18 @@ def test_a_result_counts_until_the_run_is_taken_up_again(
   assert record.read(path).status == status
 
 
+@pytest.mark.parametrize(
+  ("keys", "name"),
+  [
+    ({}, "resnet8"),
+    ({"host__name": "given"}, "a model of one's own"),
+    ({"host__from": "export/a"}, "the network of export/a"),
+  ],
+)
+def test_what_the_host_is(tmp_path, keys, name):
+  assert record.read(write(tmp_path, **keys)).host == name
+
+
 def test_seeds_of_the_first_epoch_are_not_the_host(tmp_path):
   path = write(
     tmp_path,

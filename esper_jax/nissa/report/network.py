@@ -24,7 +24,6 @@ def draw(run: Run) -> Markup:
   row = _ROW if len(slots) <= _MANY else _DENSE
   there = [s for s in run.growth.seeds if s.fate in (ALIVE, FOSSILIZED)]
   bottom = _TOP + row * len(slots)
-  host = run.config["host.name"]
   after = figures(run)["params_final"]
   headings = (
     ("before", run.initial_parameters),
@@ -44,7 +43,7 @@ def draw(run: Run) -> Markup:
   )
   svg = tag(
     "svg",
-    tag("title", _spoken(host, slots, there, headings)),
+    tag("title", _spoken(run.host, slots, there, headings)),
     *parts,
     viewBox=f"0 0 {max(WIDTH, _COLUMNS[1] + _RAIL + 30 + widest)}"
     f" {bottom + 52}",

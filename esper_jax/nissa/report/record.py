@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from esper_jax.knobs import GIVEN
 from esper_jax.nissa.report import growth
 from esper_jax.nissa.report.growth import Growth, number
 from esper_jax.oona import growth_log, jsonl
@@ -58,6 +59,15 @@ class Run(NamedTuple):
     """Epochs done."""
     done = self.lines[-1]["epoch"] if self.lines else 0
     return (self.result or {}).get("epochs", done)
+
+  @property
+  def host(self) -> str:
+    """What the host is."""
+    source = self.config.get("host.from")
+    if source:
+      return f"the network of {source}"
+    name = self.config["host.name"]
+    return "a model of one's own" if name == GIVEN else name
 
   @property
   def planned(self) -> int:

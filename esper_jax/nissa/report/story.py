@@ -65,7 +65,7 @@ def _course(run: Run) -> str:
 def _size(run: Run) -> str:
   slots = len({name.partition("#")[0] for name in run.slots})
   first, last = run.initial_parameters, figures(run)["params_final"]
-  host = f"The host, {run.config['host.name']} with {_count(slots, 'slot')},"
+  host = f"The host, {run.host} with {_count(slots, 'slot')},"
   if first is None or last is None:
     return ""
   if first == last:
