@@ -24,7 +24,8 @@ from esper_jax.hosts.host import Host, from_model
 from esper_jax.kasmina import blueprints as kasmina
 from esper_jax.kasmina.blueprints import Blueprint
 from esper_jax.knobs import GIVEN, KNOBS, SOURCES
-from esper_jax.nissa.console import NORMAL, Console
+from esper_jax.nissa import displays
+from esper_jax.nissa.console import NORMAL
 from esper_jax.oona.bus import Sink
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tamiyo.policy import Policy
@@ -167,7 +168,9 @@ def grow(
     trainer = Trainer(
       whole,
       path,
-      display=Console(verbosity),
+      display=displays.of_run(
+        path, verbosity=verbosity, report=whole.nissa.report
+      ),
       callbacks=callbacks,
       given=instead,
     )

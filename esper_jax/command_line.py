@@ -341,16 +341,21 @@ def _backend() -> str:
 
 def _train(options: Options) -> None:
   backend = _backend()
-  from esper_jax.nissa.console import Console
+  from esper_jax.nissa import displays
   from esper_jax.nissa.table import result_table
   from esper_jax.tolaria.stopping import Stopping
   from esper_jax.tolaria.trainer import Trainer
 
   hint = slow_hint(options.source, backend)
-  display = Console(options.verbosity, hint=hint)
   stopping = Stopping()
 
   def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
+    display = displays.of_run(
+      workdir,
+      verbosity=options.verbosity,
+      report=config.nissa.report,
+      hint=hint,
+    )
     return Trainer(config, workdir, display=display, stopping=stopping).train()
 
   # From here on: a signal during the long start also ends in order.

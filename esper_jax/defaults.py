@@ -179,6 +179,10 @@ def get_config() -> ConfigDict:
   # whether events are brought to the disk at once, or with each checkpoint
   config.oona.fsync = True
 
+  config.nissa = ConfigDict()
+  # whether the run directory gets a report.html, rewritten while it trains
+  config.nissa.report = True
+
   # more than one device; results differ by rounding with their number
   config.mesh = ConfigDict()
   config.mesh.data = 1  # devices over which a batch is cut; 0 = all

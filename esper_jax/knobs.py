@@ -28,10 +28,10 @@ GIVEN = "given"
 FOLDER = "folder:"
 SOURCES = (FOLDER, "text:")  # of data; a path follows
 DATASETS = (*PIXELS, *TEXTS)
-# These say where data lies, what stays on disk and which devices compute, not
-# what is computed: they are outside `config.config_hash` and may differ when
-# a run is resumed (on the same data: its SHA-256 is compared). What is replayed
-# or gone on with is in the hash, wherever it is.
+# These say where data lies, what stays on disk, what is shown and which devices
+# compute, not what is computed: they are outside `config.config_hash` and may
+# differ when a run is resumed (on the same data: its SHA-256 is compared). What
+# is replayed or gone on with is in the hash, wherever it is.
 FREE_KEYS = (
   "host.from",
   "data.source",
@@ -44,6 +44,7 @@ FREE_KEYS = (
   "checkpoint.keep_last",
   "checkpoint.keep_best",
   "oona.fsync",
+  "nissa.report",
   "tezzeret.guesses",
   "tezzeret.guess_seconds",
   "tezzeret.max_programs",
@@ -270,6 +271,7 @@ KNOBS: dict[str, Knob] = {
   "checkpoint.keep_last": _POSITIVE,
   "checkpoint.keep_best": _COUNT,
   "oona.fsync": _SWITCH,
+  "nissa.report": _SWITCH,
   "mesh.data": _COUNT,
   "mesh.parameters": _choice("replicated", "sharded"),
   "mesh.shard_from": _POSITIVE,

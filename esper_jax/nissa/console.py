@@ -119,6 +119,8 @@ class Console:
     self._line(f"{status}{reason}")
     for name in ("result.json", "events.jsonl", "metrics.jsonl", "checkpoints"):
       self._line(f"  {workdir / name}")
+    if (workdir / "report.html").exists():
+      self._line(f"  {workdir / 'report.html'}")
     if status == "interrupted":
       self._line("the same command resumes the run")
 

@@ -12,10 +12,7 @@ def result_table(results: Mapping[str, Mapping[str, Any]]) -> str:
   Args:
     results: heading -> what result.json holds.
   """
-  rows = [("", *results)]
-  for label, cell in _FIGURES:
-    rows.append((label, *(cell(result) for result in results.values())))
-  rows += _slot_rows(results)
+  rows = [("", *results), *result_rows(results)]
   widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
   lines = [
     "  ".join(
@@ -26,6 +23,21 @@ def result_table(results: Mapping[str, Mapping[str, Any]]) -> str:
   ]
   lines.insert(1, "-" * len(max(lines, key=len)))
   return "\n".join(lines)
+
+
+def result_rows(
+  results: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, ...]]:
+  """The figures and slots of runs: (what it is, a cell for each run).
+
+  Args:
+    results: as for `result_table`; figures that are not known yet are None.
+  """
+  rows = [
+    (label, *(cell(result) for result in results.values()))
+    for label, cell in _FIGURES
+  ]
+  return rows + _slot_rows(results)
 
 
 def format_slots(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -82,7 +94,17 @@ def duration(seconds: float) -> str:
   return f"{minutes // 60} h {minutes % 60} min"
 
 
-def _share(share: float, budget: float) -> str:
+def _count(value: int | None) -> str:
+  return _MISSING if value is None else f"{value:,}"
+
+
+def _seconds(value: float | None) -> str:
+  return _MISSING if value is None else f"{value:.1f}"
+
+
+def _share(share: float | None, budget: float) -> str:
+  if share is None:
+    return _MISSING
   over = f" (over {100 * budget:g} %: a small run)" if share > budget else ""
   return f"{percent(share)}{over}"
 
@@ -119,18 +141,18 @@ _FIGURES = (
   ),
   ("validation accuracy at the end", lambda r: percent(r["val_accuracy"])),
   ("test accuracy (read once)", lambda r: percent(r["test_accuracy"])),
-  ("parameters at the start", lambda r: f"{r['params_initial']:,}"),
-  ("parameters at the end", lambda r: f"{r['params_final']:,}"),
+  ("parameters at the start", lambda r: _count(r["params_initial"])),
+  ("parameters at the end", lambda r: _count(r["params_final"])),
   ("training FLOPs", lambda r: engineering(r["train_flops"])),
   ("all FLOPs", lambda r: engineering(r["total_flops"])),
   (
     "ablations and probes / training",
     lambda r: _share(r["measurement_share"], r["measure_budget"]),
   ),
-  ("seconds", lambda r: f"{r['wall_seconds']:.1f}"),
+  ("seconds", lambda r: _seconds(r["wall_seconds"])),
   (
     "  of them compiling",
-    lambda r: f"{r['compilation']['blocking_seconds']:.1f}",
+    lambda r: _seconds(r["compilation"]["blocking_seconds"]),
   ),
   (
     "germinated / fossilized / culled",

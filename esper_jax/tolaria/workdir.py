@@ -184,20 +184,36 @@ def write_json(
   Raises:
     error: the file cannot be written; the old one is then as it was.
   """
-  path = pathlib.Path(path)
   text = json.dumps(jsonl.plain(document), indent=2, allow_nan=False)
   with explain_write_errors(path, error=error):
-    unfinished = temporary_name(path)
-    try:
-      with open(unfinished, "w", encoding="utf-8") as file:
-        file.write(text + "\n")
-      if fsync:
-        sync_path(unfinished)
-      os.replace(unfinished, path)
-      if fsync:
-        sync_path(path.parent)
-    finally:
-      unfinished.unlink(missing_ok=True)
+    replace_text(path, text + "\n", fsync=fsync)
+
+
+def replace_text(
+  path: os.PathLike | str, text: str, *, fsync: bool = False
+) -> None:
+  """Replaces a text file as a whole: readers see the old one or the new one.
+
+  Args:
+    path: the file.
+    text: written as UTF-8.
+    fsync: whether it must survive the death of the machine.
+
+  Raises:
+    OSError: the file cannot be written; the old one is then as it was.
+  """
+  path = pathlib.Path(path)
+  unfinished = temporary_name(path)
+  try:
+    with open(unfinished, "w", encoding="utf-8") as file:
+      file.write(text)
+    if fsync:
+      sync_path(unfinished)
+    os.replace(unfinished, path)
+    if fsync:
+      sync_path(path.parent)
+  finally:
+    unfinished.unlink(missing_ok=True)
 
 
 def read_json(path: os.PathLike | str) -> dict[str, Any] | None:

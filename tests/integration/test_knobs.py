@@ -28,6 +28,7 @@ from esper_jax import config as config_lib
 from esper_jax.kasmina import blueprints, lifecycle
 from esper_jax.kasmina.gates import legal
 from esper_jax.knobs import KNOBS
+from esper_jax.nissa import displays
 from esper_jax.oona import jsonl
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tezzeret import disk
@@ -275,6 +276,14 @@ def own_images(config: ConfigDict) -> Any:
     pixels[:4] = 0
     Image.fromarray(pixels).save(path)
   return data(config)
+
+
+def shown_by(config: ConfigDict) -> Any:
+  """Whether main.py leaves a report of a run."""
+  with tempfile.TemporaryDirectory() as folder:
+    shown = displays.of_run(folder, verbosity=0, report=config.nissa.report)
+    Trainer(config, folder, display=shown).train()
+    return (Path(folder) / "report.html").exists()
 
 
 def timing_dependent(config: ConfigDict) -> Any:
@@ -598,6 +607,7 @@ CASES: dict[str, Case] = {
   ),
   # Programs that are done at once are told of at once, and synced together.
   "oona.fsync": Case(True, syncs, {"tezzeret.threads": 0}),
+  "nissa.report": Case(False, shown_by),
   "mesh.data": Case(4, placement),
   "mesh.parameters": Case(
     "sharded", placement, {"mesh.data": 4, "mesh.shard_from": 16}

@@ -1,0 +1,89 @@
+"""Several displays as one: what fails among them stops nothing."""
+
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from esper_jax.nissa.console import Console
+from esper_jax.nissa.live_report import LiveReport
+from esper_jax.tolaria.display import Display, TrainingMetrics
+
+
+class Displays:
+  """A `tolaria.display.Display` that tells others, one after the other.
+
+  The first failure of each is told to the others as a line of its own.
+
+  Attributes:
+    failures: name of a display -> how many times it failed.
+  """
+
+  def __init__(self, displays: Mapping[str, Display]):
+    """Makes one display out of several.
+
+    Args:
+      displays: by name, in the order in which they are told.
+    """
+    self.failures: Counter[str] = Counter()
+    self._displays = dict(displays)
+
+  def part(self, name: str, text: str) -> None:
+    """Passes it on."""
+    self._tell("part", name, text)
+
+  def begin(self, *, epoch: int, epochs: int, steps_per_epoch: int) -> None:
+    """Passes it on."""
+    self._tell(
+      "begin", epoch=epoch, epochs=epochs, steps_per_epoch=steps_per_epoch
+    )
+
+  def pace(self, step: int, seconds_per_step: float) -> None:
+    """Passes it on."""
+    self._tell("pace", step, seconds_per_step)
+
+  def steps(self, step: int, loss: float, images_per_second: float) -> None:
+    """Passes it on."""
+    self._tell("steps", step, loss, images_per_second)
+
+  def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
+    """Passes it on."""
+    self._tell("epoch", metrics, slots)
+
+  def event(self, event: dict[str, Any]) -> None:
+    """Passes it on."""
+    self._tell("event", event)
+
+  def finish(self, result: dict[str, Any], workdir: Path) -> None:
+    """Passes it on."""
+    self._tell("finish", result, workdir)
+
+  def close(self) -> None:
+    """Passes it on."""
+    self._tell("close")
+
+  def _tell(self, moment: str, *args: Any, **named: Any) -> None:
+    for name, display in self._displays.items():
+      try:
+        getattr(display, moment)(*args, **named)
+      except Exception as error:
+        self.failures[name] += 1
+        if self.failures[name] == 1:
+          words = " ".join(str(error).split()) or repr(error)
+          self._tell("part", name, f"failed: {words}; the run goes on")
+
+
+def of_run(
+  workdir: str | Path, *, verbosity: int, report: bool, hint: str = ""
+) -> Displays:
+  """Makes what shows a run.
+
+  Args:
+    workdir: the run directory.
+    verbosity: of the console.
+    report: whether report.html is kept there.
+    hint: as `Console` takes it.
+  """
+  shown: dict[str, Display] = {"report": LiveReport(workdir)} if report else {}
+  # Last, so that it can name the files that the others leave behind.
+  return Displays({**shown, "console": Console(verbosity, hint=hint)})
