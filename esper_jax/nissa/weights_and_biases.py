@@ -1,5 +1,6 @@
 """A run as Weights & Biases shows it; needs the extra [wandb]."""
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ class WeightsAndBiases:
       InputError: the extra is not installed, or wandb cannot begin.
     """
     try:
-      import wandb
+      wandb: Any = importlib.import_module("wandb")
     except ImportError as error:
       raise InputError(
         f"--config.nissa.wandb={project} needs wandb: install"
