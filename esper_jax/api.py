@@ -165,13 +165,17 @@ def grow(
   given["objective"] = _objective(loss, metrics, whole)
   instead = Given(**given, variables=variables)
   with _directory(workdir, given["title"]) as path:
+    shown = displays.of_run(
+      path,
+      verbosity=verbosity,
+      settings=config_lib.flatten(whole),
+      **whole.nissa.to_dict(),
+    )
     trainer = Trainer(
       whole,
       path,
-      display=displays.of_run(
-        path, verbosity=verbosity, report=whole.nissa.report
-      ),
-      callbacks=callbacks,
+      display=shown,
+      callbacks=[*callbacks, *shown.callbacks],
       given=instead,
     )
   for sink in events:

@@ -350,13 +350,20 @@ def _train(options: Options) -> None:
   stopping = Stopping()
 
   def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
-    display = displays.of_run(
+    shown = displays.of_run(
       workdir,
       verbosity=options.verbosity,
-      report=config.nissa.report,
+      settings=config_lib.flatten(config),
       hint=hint,
+      **config.nissa.to_dict(),
     )
-    return Trainer(config, workdir, display=display, stopping=stopping).train()
+    return Trainer(
+      config,
+      workdir,
+      display=shown,
+      callbacks=shown.callbacks,
+      stopping=stopping,
+    ).train()
 
   # From here on: a signal during the long start also ends in order.
   with stopping.signals():

@@ -182,6 +182,9 @@ def get_config() -> ConfigDict:
   config.nissa = ConfigDict()
   # whether the run directory gets a report.html, rewritten while it trains
   config.nissa.report = True
+  # whether it gets a folder of event files for TensorBoard
+  config.nissa.tensorboard = False
+  config.nissa.wandb = ""  # project at Weights & Biases; "" = none
 
   # more than one device; results differ by rounding with their number
   config.mesh = ConfigDict()

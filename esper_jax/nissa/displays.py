@@ -1,12 +1,15 @@
 """Several displays as one: what fails among them stops nothing."""
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from esper_jax.nissa.behind import Behind
 from esper_jax.nissa.console import Console
 from esper_jax.nissa.live_report import LiveReport
+from esper_jax.nissa.tensorboard import FOLDER, TensorBoard, weights
+from esper_jax.nissa.weights_and_biases import WeightsAndBiases
 from esper_jax.tolaria.display import Display, TrainingMetrics
 
 
@@ -17,15 +20,23 @@ class Displays:
 
   Attributes:
     failures: name of a display -> how many times it failed.
+    callbacks: of a trainer, for what a display is not told.
   """
 
-  def __init__(self, displays: Mapping[str, Display]):
+  def __init__(
+    self,
+    displays: Mapping[str, Display],
+    *,
+    callbacks: Sequence[Callable[..., None]] = (),
+  ):
     """Makes one display out of several.
 
     Args:
       displays: by name, in the order in which they are told.
+      callbacks: see the attribute.
     """
     self.failures: Counter[str] = Counter()
+    self.callbacks = tuple(callbacks)
     self._displays = dict(displays)
 
   def part(self, name: str, text: str) -> None:
@@ -59,8 +70,14 @@ class Displays:
     self._tell("finish", result, workdir)
 
   def close(self) -> None:
-    """Passes it on."""
+    """Passes it on, and says what was dropped."""
     self._tell("close")
+    for name, display in self._displays.items():
+      if isinstance(display, Behind) and display.dropped:
+        why = display.last_error or "it was too slow"
+        self._tell(
+          "part", name, f"dropped {display.dropped} of its calls: {why}"
+        )
 
   def _tell(self, moment: str, *args: Any, **named: Any) -> None:
     for name, display in self._displays.items():
@@ -74,7 +91,14 @@ class Displays:
 
 
 def of_run(
-  workdir: str | Path, *, verbosity: int, report: bool, hint: str = ""
+  workdir: str | Path,
+  *,
+  verbosity: int,
+  report: bool,
+  tensorboard: bool = False,
+  wandb: str = "",
+  settings: Mapping[str, Any] | None = None,
+  hint: str = "",
 ) -> Displays:
   """Makes what shows a run.
 
@@ -82,8 +106,29 @@ def of_run(
     workdir: the run directory.
     verbosity: of the console.
     report: whether report.html is kept there.
+    tensorboard: whether event files are.
+    wandb: project at Weights & Biases; "" is none.
+    settings: "section.name" -> value, for these two.
     hint: as `Console` takes it.
+
+  Raises:
+    InputError: what is asked for is not installed.
   """
-  shown: dict[str, Display] = {"report": LiveReport(workdir)} if report else {}
+  folder, settings = Path(workdir), settings or {}
+  shown: dict[str, Display] = {}
+  callbacks = []
+  if report:
+    shown["report"] = LiveReport(workdir)
+  if tensorboard:
+    board = TensorBoard(folder / FOLDER, settings)
+    behind = shown["tensorboard"] = Behind(board)
+    callbacks.append(
+      lambda trainer, metrics: behind.tell(
+        board.histograms, weights(trainer.run.state.seeds), metrics.step
+      )
+    )
+  if wandb:
+    shown["wandb"] = Behind(WeightsAndBiases(folder, settings, project=wandb))
   # Last, so that it can name the files that the others leave behind.
-  return Displays({**shown, "console": Console(verbosity, hint=hint)})
+  shown["console"] = Console(verbosity, hint=hint)
+  return Displays(shown, callbacks=callbacks)

@@ -9,6 +9,7 @@ which is what a knob that nobody reads would give.
 import hashlib
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -279,11 +280,20 @@ def own_images(config: ConfigDict) -> Any:
 
 
 def shown_by(config: ConfigDict) -> Any:
-  """Whether main.py leaves a report of a run."""
-  with tempfile.TemporaryDirectory() as folder:
-    shown = displays.of_run(folder, verbosity=0, report=config.nissa.report)
-    Trainer(config, folder, display=shown).train()
-    return (Path(folder) / "report.html").exists()
+  """What main.py leaves of a run for people to look at."""
+  with (
+    tempfile.TemporaryDirectory() as folder,
+    pytest.MonkeyPatch.context() as patch,
+  ):
+    patch.setitem(sys.modules, "wandb", None)  # not installed
+    try:
+      shown = displays.of_run(folder, verbosity=0, **config.nissa.to_dict())
+    except InputError as error:
+      return str(error)
+    callbacks = shown.callbacks
+    Trainer(config, folder, display=shown, callbacks=callbacks).train()
+    names = ("report.html", "tensorboard")
+    return [name for name in names if (Path(folder) / name).exists()]
 
 
 def timing_dependent(config: ConfigDict) -> Any:
@@ -608,6 +618,8 @@ CASES: dict[str, Case] = {
   # Programs that are done at once are told of at once, and synced together.
   "oona.fsync": Case(True, syncs, {"tezzeret.threads": 0}),
   "nissa.report": Case(False, shown_by),
+  "nissa.tensorboard": Case(True, shown_by),
+  "nissa.wandb": Case("growing", shown_by),
   "mesh.data": Case(4, placement),
   "mesh.parameters": Case(
     "sharded", placement, {"mesh.data": 4, "mesh.shard_from": 16}

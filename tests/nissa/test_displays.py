@@ -2,12 +2,20 @@
 
 import io
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
-from esper_jax.nissa import displays
+import jax
+import pytest
+
+from esper_jax.kasmina import surgery
+from esper_jax.nissa import displays, tensorboard
+from esper_jax.nissa.behind import Behind
 from esper_jax.nissa.console import Console
 from esper_jax.nissa.displays import Displays
 from esper_jax.tolaria.display import Silent
+from esper_jax.types import InputError, SlotSpec
 from tests.nissa.run_files import recorded
 
 MOMENTS = {
@@ -107,3 +115,40 @@ def test_without_a_report_none_is_written(tmp_path, capsys):
   shown.finish({}, path)
   assert not (path / "report.html").exists()
   assert capsys.readouterr() == ("", "")
+
+
+def test_what_was_dropped_is_told_at_the_end():
+  behind = Behind(Broken(OSError("no space")))
+  other = Recorder()
+  shown = Displays({"tensorboard": behind, "other": other})
+  shown.pace(20, 0.5)
+  shown.close()
+  kind, args, _ = other.told[-1]
+  assert kind == "part"
+  said = "dropped 2 of its calls: OSError('no space')"
+  assert args == ("tensorboard", said)
+
+
+def test_tensorboard_gets_the_weights_of_seeds(tmp_path):
+  shown = displays.of_run(tmp_path, verbosity=0, report=False, tensorboard=True)
+  shown.begin(epoch=0, epochs=2, steps_per_epoch=3)
+  seed = surgery.make_seed(
+    SlotSpec("slot1", (4,), "float32", "features"),
+    "dense",
+    key=jax.random.key(0),
+  )
+  state = SimpleNamespace(seeds={"slot1": {"dense": seed}})
+  trainer = SimpleNamespace(run=SimpleNamespace(state=state))
+  (callback,) = shown.callbacks
+  callback(trainer, SimpleNamespace(step=3))
+  shown.close()
+  (found,) = (tmp_path / "tensorboard").iterdir()
+  assert b"seeds/slot1/dense" in found.read_bytes()
+  (weights,) = tensorboard.weights(state.seeds).values()
+  assert weights.shape == (sum(x.size for x in jax.tree.leaves(seed.params)),)
+
+
+def test_what_is_not_installed_is_told_before_the_run(tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "wandb", None)
+  with pytest.raises(InputError, match="nissa.wandb=growing needs wandb"):
+    displays.of_run(tmp_path, verbosity=0, report=False, wandb="growing")

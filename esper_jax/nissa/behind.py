@@ -1,0 +1,103 @@
+"""A display that may be slow, told from a thread of its own."""
+
+import queue
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from esper_jax.tolaria.display import Display, TrainingMetrics
+
+CAPACITY = 1024  # calls that wait; beyond it they are dropped
+PATIENCE = 10.0  # seconds for what still waits at the end
+
+_Call = tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]
+
+
+class Behind:
+  """Passes calls on, in order, without making the caller wait.
+
+  What finds the queue full is dropped, and so is what the display fails on.
+
+  Attributes:
+    dropped: calls that were.
+    last_error: of the display, in one line; "" without one.
+  """
+
+  def __init__(
+    self,
+    display: Display,
+    *,
+    capacity: int = CAPACITY,
+    patience: float = PATIENCE,
+  ):
+    """Starts the thread.
+
+    Args:
+      display: called from that thread alone.
+      capacity: calls that may wait.
+      patience: seconds that `close` waits for them.
+    """
+    self.dropped = 0
+    self.last_error = ""
+    self._display = display
+    self._patience = patience
+    self._calls: queue.Queue[_Call | None] = queue.Queue(capacity)
+    self._thread = threading.Thread(target=self._work, daemon=True)
+    self._thread.start()
+
+  def part(self, name: str, text: str) -> None:
+    self.tell(self._display.part, name, text)
+
+  def begin(self, *, epoch: int, epochs: int, steps_per_epoch: int) -> None:
+    self.tell(
+      self._display.begin,
+      epoch=epoch,
+      epochs=epochs,
+      steps_per_epoch=steps_per_epoch,
+    )
+
+  def pace(self, step: int, seconds_per_step: float) -> None:
+    self.tell(self._display.pace, step, seconds_per_step)
+
+  def steps(self, step: int, loss: float, images_per_second: float) -> None:
+    self.tell(self._display.steps, step, loss, images_per_second)
+
+  def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
+    self.tell(self._display.epoch, metrics, slots)
+
+  def event(self, event: dict[str, Any]) -> None:
+    self.tell(self._display.event, event)
+
+  def finish(self, result: dict[str, Any], workdir: Path) -> None:
+    self.tell(self._display.finish, result, workdir)
+
+  def close(self) -> None:
+    """Waits a while for what was told, then closes the display; idempotent."""
+    if not self._thread.is_alive():
+      return
+    self.tell(self._display.close)
+    try:
+      self._calls.put(None, timeout=self._patience)
+    except queue.Full:
+      self.dropped += self._calls.qsize()
+      return
+    self._thread.join(self._patience)
+    if self._thread.is_alive():
+      self.dropped += self._calls.qsize()
+
+  def tell(self, call: Callable[..., None], *args: Any, **how: Any) -> None:
+    """Has something called; it is dropped where the queue is full."""
+    try:
+      self._calls.put_nowait((call, args, how))
+    except queue.Full:
+      self.dropped += 1
+
+  def _work(self) -> None:
+    while (job := self._calls.get()) is not None:
+      call, args, how = job
+      try:
+        call(*args, **how)
+      except Exception as error:
+        self.dropped += 1
+        self.last_error = repr(error).partition("\n")[0]
