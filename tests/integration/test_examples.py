@@ -14,7 +14,13 @@ from esper_jax.command_line import EXAMPLES
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("data", "oona", "tamiyo", "kasmina", "tolaria", "device")
-FILES = ("result.json", "events.jsonl", "metrics.jsonl", "checkpoints")
+FILES = (
+  "result.json",
+  "events.jsonl",
+  "metrics.jsonl",
+  "checkpoints",
+  "report.html",
+)
 SMALL = (
   "--config=configs/digits.py:smoke",
   "--config.host.name=mlp",
