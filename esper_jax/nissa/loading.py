@@ -75,7 +75,7 @@ def load_metrics(
   return [
     _flat({k: v for k, v in line.items() if _is_of(k, wanted)})
     for line in lines
-    if (not types or (EPOCH if _is_epoch(line) else STEP) in types)
+    if (not types or (EPOCH if is_epoch(line) else STEP) in types)
     and (not wanted or any(key.startswith(wanted) for key in line))
   ]
 
@@ -116,6 +116,11 @@ def run_directory(run: str | os.PathLike) -> pathlib.Path:
   return path
 
 
+def is_epoch(line: Mapping[str, Any]) -> bool:
+  """Whether a line of metrics.jsonl is that of an epoch."""
+  return "val/loss" in line
+
+
 def _events(folder: pathlib.Path) -> list[dict[str, Any]]:
   path = folder / EVENTS
   if not path.exists():
@@ -153,10 +158,6 @@ def _attempt_and_step(record: Mapping[str, Any], where: str) -> tuple[int, int]:
       f" numbers; {_ADVICE}"
     )
   return attempt, step
-
-
-def _is_epoch(line: Mapping[str, Any]) -> bool:
-  return "val/loss" in line
 
 
 def _is_of(key: str, wanted: tuple[str, ...]) -> bool:

@@ -1,0 +1,8 @@
+"""`python -m esper_jax.nissa`: shows runs."""
+
+import sys
+
+from esper_jax.nissa import command_line
+
+if __name__ == "__main__":
+  sys.exit(command_line.main())
