@@ -5,9 +5,11 @@ are there anyway and waits for no device, so a step costs nothing; where it
 cannot write, a full disk say, the run goes on.
 """
 
+import contextlib
 import os
 import threading
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -47,14 +49,17 @@ class Heartbeat:
     """
     self._path = path
     self._look = look
-    self._every = every
     self._clock = clock
     self._started = clock()
     self._drops, self._error = 0, ""
     self._stopping = threading.Event()
-    self._write()
+    self.write()
+    # The thread keeps no run alive to which nobody refers any more.
     self._thread = threading.Thread(
-      target=self._beat, name="status", daemon=True
+      target=_beat,
+      args=(weakref.proxy(self), self._stopping, every),
+      name="status",
+      daemon=True,
     )
     self._thread.start()
 
@@ -62,17 +67,18 @@ class Heartbeat:
     """Writes the file for the last time and ends the thread."""
     self._stopping.set()
     self._thread.join()
-    self._write(last=True)
+    self.write(last=True)
 
   def health(self) -> Health:
     """Says how many heartbeats could not be written, and why not."""
     return Health(drops=self._drops, error=self._error)
 
-  def _beat(self) -> None:
-    while not self._stopping.wait(self._every):
-      self._write()
+  def write(self, *, last: bool = False) -> None:
+    """Writes the file; what goes wrong is counted, and told by `health`.
 
-  def _write(self, *, last: bool = False) -> None:
+    Args:
+      last: whether this process writes it no more.
+    """
     try:
       document = {
         "version": VERSION,
@@ -87,6 +93,12 @@ class Heartbeat:
     except Exception as error:  # whatever it is, the run matters more
       self._drops += 1
       self._error = " ".join(str(error).split())
+
+
+def _beat(heartbeat: Any, stopping: threading.Event, every: float) -> None:
+  with contextlib.suppress(ReferenceError):  # it is gone
+    while not stopping.wait(every):
+      heartbeat.write()
 
 
 def device_memory() -> list[dict[str, Any]]:

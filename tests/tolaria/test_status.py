@@ -1,9 +1,12 @@
 """status.json: written by a thread, read by others, and never in the way."""
 
+import gc
 import os
 import subprocess
 import sys
+import threading
 import time
+import weakref
 
 import pytest
 
@@ -81,6 +84,22 @@ def test_the_end_waits_for_no_beat(beat):
   start = time.monotonic()
   heartbeat.stop()
   assert time.monotonic() - start < 10
+
+
+def test_a_run_that_is_forgotten_is_let_go(tmp_path):
+  class Run:
+    def look(self):
+      return {"state": "running"}
+
+  before = set(threading.enumerate())
+  run = Run()
+  run.heartbeat = Heartbeat(tmp_path / status.NAME, run.look, every=0.005)
+  (thread,) = set(threading.enumerate()) - before
+  gone = weakref.ref(run)
+  del run
+  until(lambda: gc.collect() >= 0 and gone() is None)
+  thread.join(60)
+  assert not thread.is_alive()
 
 
 def test_a_full_disk_stops_nothing_and_is_told_of_later(
