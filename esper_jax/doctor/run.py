@@ -12,7 +12,7 @@ from esper_jax.tolaria import status
 from esper_jax.types import InputError
 
 _LEVELS = {"ready": Level.OK, "degraded": Level.WARN, "failed": Level.FAIL}
-_COUNTS = (("queue", "waiting"), ("drops", "dropped"))
+_COUNTS = (("queued", "waiting"), ("dropped", "dropped"))
 _AGAIN = "the command that started it resumes it"
 
 

@@ -1,4 +1,4 @@
-"""`python -m esper_jax.nissa`: shows runs."""
+"""`python -m esper_jax.nissa`: shows what happened in runs."""
 
 import sys
 

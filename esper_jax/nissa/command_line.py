@@ -1,31 +1,17 @@
 """The command line: `python -m esper_jax.nissa --help`."""
 
-import argparse
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from esper_jax import commands
+from esper_jax.knobs import nearest
 from esper_jax.nissa import loading
 from esper_jax.nissa.console import describe
 from esper_jax.nissa.following import follow
 from esper_jax.oona import jsonl
+from esper_jax.types import InputError
 
-INTERRUPTED = 130  # Ctrl-C
-_HINT = "; --help shows how"
-
-
-class Command(NamedTuple):
-  """A command of Nissa.
-
-  Attributes:
-    about: what it does.
-    arguments: adds what it takes to its parser.
-    run: takes them and returns the exit code.
-  """
-
-  about: str
-  arguments: Callable[[argparse.ArgumentParser], object]
-  run: Callable[[argparse.Namespace], int]
+_PROGRAM = "python -m esper_jax.nissa"
+_INTERRUPTED = 130  # Ctrl-C
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,45 +20,58 @@ def main(argv: Sequence[str] | None = None) -> int:
   0: done; 1: the run that was followed failed or was killed; 2: bad input, in
   one line; 130: Ctrl-C.
   """
-  return commands.run(_run, argv)
+  try:
+    return commands.run(_run, argv)
+  except KeyboardInterrupt:
+    return _INTERRUPTED
 
 
 def _run(argv: list[str]) -> int:
-  parser = commands.Parser(
-    prog="python -m esper_jax.nissa",
-    description="Shows runs, while they go on or afterwards.",
-    hint=_HINT,
+  if not argv or argv[0] in ("-h", "--help"):
+    print(_help())
+    return commands.OK
+  name, *rest = argv
+  if name not in COMMANDS:
+    raise InputError(
+      f"{name}: no such command; the nearest is {nearest(name, COMMANDS)};"
+      f" there are {', '.join(COMMANDS)}"
+    )
+  run, about = COMMANDS[name]
+  return run(rest, about)
+
+
+def _help() -> str:
+  listed = "\n".join(
+    f"  {_PROGRAM} {name}\n      {about}"
+    for name, (_, about) in COMMANDS.items()
   )
-  subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
-  for name, command in COMMANDS.items():
-    sub = subparsers.add_parser(
-      name, help=command.about, description=command.about, hint=_HINT
-    )
-    command.arguments(sub)
-    sub.set_defaults(command=command)
-  flags = parser.parse_args(argv)
-  try:
-    return flags.command.run(flags)
-  except KeyboardInterrupt:
-    return INTERRUPTED
+  return (
+    f"Shows what happened in runs.\n\n{listed}\n\n"
+    "COMMAND --help says more. Exit codes: 0 done, 2 bad input."
+  )
 
 
-# --- events -------------------------------------------------------------------
+def _parser(name: str, about: str) -> commands.Parser:
+  return commands.Parser(
+    prog=f"{_PROGRAM} {name}", description=about, hint="; --help shows how"
+  )
 
 
-def _events_arguments(parser: argparse.ArgumentParser) -> None:
+def _events(argv: list[str], about: str) -> int:
+  parser = _parser("events", about)
   parser.add_argument("run", metavar="RUN", help="run directory")
-  for name, metavar in (("--type", "TYPE,..."), ("--slot", "SLOT,...")):
+  for name in ("type", "slot"):
     parser.add_argument(
-      name, metavar=metavar, type=_names, default=(), help="only these"
+      f"--{name}",
+      metavar="NAME,...",
+      type=lambda text: text.split(","),
+      default=(),
+      help=f"only events of this {name}, or these",
     )
-  parser.add_argument("--json", action="store_true", help="as JSON, one a line")
-
-
-def _events(flags: argparse.Namespace) -> int:
-  for event in loading.select_events(
-    flags.run, type=flags.type, slot=flags.slot
-  ):
+  parser.add_argument("--json", action="store_true", help="as in events.jsonl")
+  flags = parser.parse_args(argv)
+  events = loading.select_events(flags.run, type=flags.type, slot=flags.slot)
+  for event in events:
     if flags.json:
       print(jsonl.encode(event).decode(), end="")
     else:
@@ -81,24 +80,23 @@ def _events(flags: argparse.Namespace) -> int:
   return commands.OK
 
 
-def _names(text: str) -> tuple[str, ...]:
-  return tuple(text.split(","))
-
-
-# --- tail ---------------------------------------------------------------------
-
-
-def _tail_arguments(parser: argparse.ArgumentParser) -> None:
+def _tail(argv: list[str], about: str) -> int:
+  parser = _parser("tail", about)
   parser.add_argument("run", metavar="RUN", help="run directory")
-
-
-def _tail(flags: argparse.Namespace) -> int:
+  flags = parser.parse_args(argv)
   ending = follow(flags.run, lambda text: print(text, end="", flush=True))
   well = ending in ("completed", "interrupted")
   return commands.OK if well else commands.FAILED
 
 
-COMMANDS = {
-  "events": Command("list what happened", _events_arguments, _events),
-  "tail": Command("follow a run until it ends", _tail_arguments, _tail),
+# Name -> (what runs it, what it does).
+COMMANDS: dict[str, tuple[Callable[[list[str], str], int], str]] = {
+  "events": (
+    _events,
+    "lists the events of a run, without what a rollback undid",
+  ),
+  "tail": (
+    _tail,
+    "follows a run until it ends; exit code 1 where it failed or was killed",
+  ),
 }

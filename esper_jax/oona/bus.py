@@ -179,7 +179,7 @@ class Bus:
     if not drops:
       return Health()
     name, error = tuple(self.last_failure.items())[-1]
-    return Health(State.DEGRADED, drops=drops, error=f"{name}: {error}")
+    return Health(State.DEGRADED, dropped=drops, error=f"{name}: {error}")
 
   def _deliver(
     self, subscription: _Subscription, event: Mapping[str, Any]

@@ -17,14 +17,14 @@ class Health(NamedTuple):
 
   Attributes:
     state: how it is.
-    queue: how much waits to be done.
-    drops: how much was given up, since it started.
+    queued: how much waits to be done.
+    dropped: how much was given up, since it started.
     error: the latest, in one line; "" where there was none.
   """
 
   state: State = State.READY
-  queue: int = 0
-  drops: int = 0
+  queued: int = 0
+  dropped: int = 0
   error: str = ""
 
 

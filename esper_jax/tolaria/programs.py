@@ -90,7 +90,7 @@ class Programs:
 
   def health(self) -> Health:
     """Says how many programs are being made."""
-    return Health(queue=self.forge.making)
+    return Health(queued=self.forge.making)
 
   def begin(self, run: Run) -> None:
     """Takes up the training programs of the run's present topology."""

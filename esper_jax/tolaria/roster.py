@@ -68,7 +68,7 @@ class Roster:
     """Says how every part is.
 
     Returns:
-      name -> state, queue, drops and error, see `Health`, and the seconds that
+      name -> state, queued, dropped, error, see `Health`, and the seconds that
       the part took to start; in the order in which they started.
     """
     return {

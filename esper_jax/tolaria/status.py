@@ -71,7 +71,7 @@ class Heartbeat:
 
   def health(self) -> Health:
     """Says how many heartbeats could not be written, and why not."""
-    return Health(drops=self._drops, error=self._error)
+    return Health(dropped=self._drops, error=self._error)
 
   def write(self, *, last: bool = False) -> None:
     """Writes the file; what goes wrong is counted, and told by `health`.

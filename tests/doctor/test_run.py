@@ -36,7 +36,7 @@ def look(tmp_path):
 
 
 def part(state="ready", **changes):
-  well = {"queue": 0, "drops": 0, "error": "", "seconds": 0.25}
+  well = {"queued": 0, "dropped": 0, "error": "", "seconds": 0.25}
   return {"state": state, **well, **changes}
 
 
@@ -79,7 +79,7 @@ def test_each_part(look):
   _, *lines = look(
     parts={
       "data": part(),
-      "redis": part("degraded", queue=7, drops=2, error="refused"),
+      "redis": part("degraded", queued=7, dropped=2, error="refused"),
       "store": part("failed", error="gone"),
     }
   )

@@ -99,7 +99,7 @@ def test_a_sink_that_misses_events_makes_the_bus_degraded():
   for _ in range(2):
     bus.publish("culled", epoch=0, step=0)
   error = "tensorboard: RunFailedError('no display')"
-  assert bus.health() == Health(State.DEGRADED, drops=2, error=error)
+  assert bus.health() == Health(State.DEGRADED, dropped=2, error=error)
 
 
 def test_a_sink_is_named_after_itself():

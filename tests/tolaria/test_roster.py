@@ -88,21 +88,21 @@ def test_a_part_that_cannot_be_stopped_holds_up_no_other(start, told):
 
 def test_each_part_says_how_it_is(start):
   one = start("one")
-  start("two", health=lambda part: Health(queue=len(part.name)))
+  start("two", health=lambda part: Health(queued=len(part.name)))
   start("three", object, None)
   one.said = Health(State.DEGRADED, 3, 2, "gone")
   health = start.roster.health()
   assert [*health] == ["one", "two", "three"]
   seconds = [row.pop("seconds") for row in health.values()]
   assert all(0 <= s < 60 for s in seconds)
-  well = {"state": "ready", "queue": 0, "drops": 0, "error": ""}
+  well = {"state": "ready", "queued": 0, "dropped": 0, "error": ""}
   assert health["one"] == {
     "state": "degraded",
-    "queue": 3,
-    "drops": 2,
+    "queued": 3,
+    "dropped": 2,
     "error": "gone",
   }
-  assert health["two"] == well | {"queue": 3}
+  assert health["two"] == well | {"queued": 3}
   assert health["three"] == well
 
 

@@ -115,11 +115,11 @@ def test_a_full_disk_stops_nothing_and_is_told_of_later(
       lambda: {"state": "running", "parts": roster.health()}, every=0.005
     )
     roster.start("status", lambda: heartbeat)
-    until(lambda: heartbeat.health().drops > 1)
+    until(lambda: heartbeat.health().dropped > 1)
     assert not (tmp_path / status.NAME).exists()
   until((tmp_path / status.NAME).exists)
   row = status.read(tmp_path)["parts"]["status"]
-  assert row["drops"] >= 2
+  assert row["dropped"] >= 2
   assert row["error"] == "No space left on device"
   assert row["state"] == "ready"
 
@@ -133,7 +133,7 @@ def test_a_part_that_dies_shows_degraded_and_then_ready(tmp_path, beat):
 
     def health(self):
       if self.alive:
-        return Health(queue=self.queue)
+        return Health(queued=self.queue)
       return Health(State.DEGRADED, self.queue, error="connection refused")
 
   def row():
@@ -145,7 +145,7 @@ def test_a_part_that_dies_shows_degraded_and_then_ready(tmp_path, beat):
   assert row()["state"] == "ready"
   sink.alive, sink.queue = False, 5
   until(lambda: row()["state"] == "degraded")
-  until(lambda: row()["queue"] == 5)
+  until(lambda: row()["queued"] == 5)
   assert row()["error"] == "connection refused"
   sink.alive, sink.queue = True, 0
   until(lambda: row()["state"] == "ready")

@@ -1,4 +1,4 @@
-"""The commands: what they print, and their exit codes."""
+"""The commands `events` and `tail`: what they print, and their exit codes."""
 
 import json
 import runpy
@@ -88,8 +88,7 @@ def test_ctrl_c_ends_a_tail_quietly(tmp_path):
 @pytest.mark.parametrize(
   ("argv", "says"),
   [
-    ([], "the following arguments are required: COMMAND; --help"),
-    (["tails"], "argument COMMAND: invalid choice: 'tails'"),
+    (["tails"], "tails: no such command; the nearest is tail; there are "),
     (["events"], "the following arguments are required: RUN; --help shows how"),
     (["events", "absent"], "absent: no such folder; give the run's --workdir"),
     (["tail", "absent"], "absent: no such folder; give the run's --workdir"),
@@ -107,6 +106,14 @@ def test_bad_input_is_one_line(run, capsys, argv, says):
   assert err.startswith("error: ") and says in err
 
 
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_help_lists_the_commands(argv, capsys):
+  assert command_line.main(argv) == 0
+  out = capsys.readouterr().out
+  assert "esper_jax.nissa events\n      lists the events" in out
+  assert "esper_jax.nissa tail\n      follows a run until it ends" in out
+
+
 def test_nothing_that_is_slow_is_needed():
   code = (
     "import sys, esper_jax.nissa.command_line;"
@@ -116,9 +123,9 @@ def test_nothing_that_is_slow_is_needed():
 
 
 def test_the_module_runs(monkeypatch, capsys):
-  monkeypatch.setattr(sys, "argv", ["nissa", "--help"])
+  monkeypatch.setattr(sys, "argv", ["nissa", "tail", "--help"])
   with pytest.raises(SystemExit) as caught:
     runpy.run_module("esper_jax.nissa", run_name="__main__")
   assert caught.value.code == 0
-  assert "follow a run until it ends" in capsys.readouterr().out
+  assert "follows a run until it ends" in capsys.readouterr().out
   assert "main" not in runpy.run_module("esper_jax.nissa.__main__")
