@@ -1,8 +1,8 @@
 """status.json: a run's sign of life, and how its parts are.
 
-A thread rewrites it every 10 seconds and once at the end. It reads numbers that
-are there anyway and waits for no device, so a step costs nothing; where it
-cannot write, a full disk say, the run goes on.
+A thread rewrites it every 10 seconds and once at the end, from numbers that are
+there anyway: no step waits for it. Where it cannot write, the disk being full,
+the run goes on.
 """
 
 import contextlib
