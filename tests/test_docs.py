@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from esper_jax.kasmina import blueprints
+from esper_jax.oona import jsonl
+from esper_jax.oona.bus import PROCESS_EVENTS, RUN_EVENTS
 from esper_jax.types import SlotSpec, Stage
 
 ROOT = Path(__file__).parents[1]
@@ -70,6 +72,28 @@ def test_readme(tmp_path, monkeypatch):
   exec(shorter, names)
   assert names["grown"].result["status"] == "completed"
   assert names["grown"].result["slots"].keys() == {"middle"}
+
+
+def test_read_a_run(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  log = {"v": 1, "id": 0, "epoch": 2, "step": 20, "slot": "a", "attempt": 0}
+  Path("runs/digits").mkdir(parents=True)
+  for name, line in (
+    ("events", {"type": "culled"}),
+    ("metrics", {"val/loss": 0.5, "val/accuracy": 0.75}),
+  ):
+    path = Path(f"runs/digits/{name}.jsonl")
+    path.write_bytes(jsonl.encode(log | line))
+  names = run("docs/read_a_run.md")
+  assert capsys.readouterr().out == "2 0.75\n"
+  assert names["culls"][0]["slot"] == "a"
+
+
+def test_every_event_is_explained():
+  text = (ROOT / "docs/read_a_run.md").read_text()
+  told = re.findall(r"^\| `(\w+)`( \*)? \|.*\|.*\|$", text, re.M)
+  assert tuple(name for name, process in told if not process) == RUN_EVENTS
+  assert tuple(name for name, process in told if process) == PROCESS_EVENTS
 
 
 def test_own_loop():

@@ -30,6 +30,10 @@ the registry of kernels, data. One line for each; "warn" and "fail" say what to
 do. Nothing is changed or downloaded.
 
   python -m esper_jax.doctor [--config=FILE[:PROFILE]] [--json]
+  python -m esper_jax.doctor RUN [--json]
+
+With a run directory it looks at that run alone: whether it lives, how its parts
+are, and what its devices hold.
 """
 _CODES = """\
 --config.SECTION.KEY=VALUE changes one key of the config.
@@ -54,6 +58,7 @@ def _run(argv: list[str]) -> int:
     formatter_class=argparse.RawDescriptionHelpFormatter,
     hint="; --help shows how",
   )
+  parser.add_argument("run", nargs="?", metavar="RUN", help="run directory")
   parser.add_argument(
     "--config",
     metavar="FILE[:PROFILE]",
@@ -62,8 +67,16 @@ def _run(argv: list[str]) -> int:
   parser.add_argument("--json", action="store_true", help="as JSON")
   flags, rest = parser.parse_known_args(argv)
   _check_rest(flags.config, rest)
+  if flags.run is not None and flags.config is not None:
+    raise InputError(f"{flags.run}: give a run directory or --config, not both")
   try:
-    return _tell(_lines(flags.config, rest), as_json=flags.json)
+    if flags.run is None:
+      lines = _lines(flags.config, rest)
+    else:
+      from esper_jax.doctor import run  # which the other checks do not need
+
+      lines = run.check(flags.run)
+    return _tell(lines, as_json=flags.json)
   except KeyboardInterrupt:
     raise RunFailedError("interrupted") from None
 

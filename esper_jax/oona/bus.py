@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, NamedTuple
 
+from esper_jax.oona.health import Health, State
 from esper_jax.types import RunFailedError
 
 VERSION = 1  # of the event line; `v`
@@ -172,6 +173,14 @@ class Bus:
           self._deliver(subscription, event)
     return event
 
+  def health(self) -> Health:
+    """Says how many events best-effort sinks missed, and the latest error."""
+    drops = self.failures.total()
+    if not drops:
+      return Health()
+    name, error = tuple(self.last_failure.items())[-1]
+    return Health(State.DEGRADED, dropped=drops, error=f"{name}: {error}")
+
   def _deliver(
     self, subscription: _Subscription, event: Mapping[str, Any]
   ) -> None:
@@ -179,8 +188,8 @@ class Bus:
       subscription.sink(dict(event))
     except Exception as error:
       if not subscription.required:
-        self.failures[subscription.name] += 1
         self.last_failure[subscription.name] = repr(error)
+        self.failures[subscription.name] += 1
         return
       if isinstance(error, RunFailedError):
         raise

@@ -145,8 +145,24 @@ def read(path: os.PathLike | str) -> list[dict[str, Any]]:
     data = pathlib.Path(path).read_bytes()
   except OSError as error:
     raise InputError(f"cannot read {path}: {error.strerror}") from error
+  return parse(data, path)
+
+
+def parse(
+  data: bytes, path: os.PathLike | str, *, before: int = 0
+) -> list[dict[str, Any]]:
+  """Reads every whole line of a piece of a log.
+
+  Args:
+    data: from the start of a line.
+    path: of the log, for errors.
+    before: lines of the log before the piece.
+
+  Raises:
+    InputError: a whole line is not a JSON object.
+  """
   records = []
-  for number, line in enumerate(data.splitlines(keepends=True), start=1):
+  for number, line in enumerate(data.splitlines(keepends=True), before + 1):
     if not line.endswith(b"\n"):
       break
     if not _is_record(line):

@@ -105,9 +105,9 @@ class Forge:
     return ahead <= self._longest and self._can_spare()
 
   @property
-  def busy(self) -> bool:
-    """Whether a program is being made, in whatever thread."""
-    return self._making > 0
+  def making(self) -> int:
+    """How many programs are being made, in whatever thread."""
+    return self._making
 
   def add(
     self,

@@ -1,6 +1,7 @@
 """What is done about a fault: the run goes back, and something changes."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -40,14 +41,26 @@ def judge(
     raise FaultFound(fault)
 
 
+def report_damage(
+  damaged: Sequence[Damage], publish: Callable[..., Any]
+) -> None:
+  """Tells of checkpoints that were passed over."""
+  for item in damaged:
+    publish(
+      "fault",
+      kind="damaged_checkpoint",
+      reason=f"checkpoint {item.checkpoint.path.name} is damaged"
+      f" ({item.reason}); the one before is used",
+    )
+
+
 def roll_back(
   failed: Run,
   fault: governor.Fault,
   fresh: Run,
   parts: Parts,
   store: Store,
-  *,
-  report: Callable[[Sequence[Damage]], None],
+  publish: Callable[..., Any],
 ) -> tuple[Run, governor.Response]:
   """Rebuilds the run as its last scheduled checkpoint has it, but changed.
 
@@ -59,7 +72,7 @@ def roll_back(
     fresh: a new run of the same config.
     parts: of the run.
     store: holds the checkpoints.
-    report: told of checkpoints that are damaged.
+    publish: takes the type and the fields of an event.
 
   Returns:
     (the run to go on with, what the governor wants changed).
@@ -77,7 +90,7 @@ def roll_back(
   if response.give_up:
     raise RunFailedError(response.reason)
   loaded, damaged = store.last_scheduled()
-  report(damaged)
+  report_damage(damaged, publish)
   if loaded is None:
     raise RunFailedError(f"{response.reason}; no checkpoint to go back to")
   run = recovery.from_checkpoint(loaded, fresh, parts)

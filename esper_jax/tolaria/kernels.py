@@ -5,6 +5,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from esper_jax.oona.health import Health, State
 from esper_jax.tolaria.layout import count_devices
 from esper_jax.tolaria.run import Run
 from esper_jax.urza import dispatch, probe
@@ -64,12 +65,13 @@ class Kernels:
     self._registry: Registry | None = None
     self._dispatcher: Dispatcher | None = None
     self._untold: list[Fallback] = []
+    self._error = ""
     if device is not None:
       try:
         self._registry = open()
       except (OSError, Damaged) as error:
-        why = f"the registry cannot be read: {error}"
-        self._untold.append(Fallback(ALL, "", why))
+        self._error = f"the registry cannot be read: {error}"
+        self._untold.append(Fallback(ALL, "", self._error))
 
   @classmethod
   def of(cls, config: ConfigDict, device: Device | None = None) -> "Kernels":
@@ -125,6 +127,11 @@ class Kernels:
       fallbacks += self._dispatcher.fallbacks()
     for fallback in fallbacks:
       publish("kernel_fallback", kernel=fallback.kernel, reason=fallback.reason)
+
+  def health(self) -> Health:
+    """Says whether the registry could be read."""
+    state = State.DEGRADED if self._error else State.READY
+    return Health(state, error=self._error)
 
   def close(self) -> None:
     """Leaves the process as it was before `take_up`; idempotent."""

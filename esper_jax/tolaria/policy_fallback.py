@@ -10,7 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from esper_jax.tamiyo.learned import State
+from esper_jax.oona.health import Health, State
+from esper_jax.tamiyo import learned
 from esper_jax.tamiyo.policy import Policy
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.learned_policy import FALLBACK
@@ -33,7 +34,7 @@ def take_up(
     InputError: the run is to stop instead.
   """
   state = run.policy
-  if not isinstance(state, State) or since(state) >= 0:
+  if not isinstance(state, learned.State) or since(state) >= 0:
     return  # what fell back before was told of then
   error = parts.policy_error
   if not error and (state.digest != fresh.policy.digest).any():
@@ -90,9 +91,17 @@ def used(policy: Policy, state: PyTree) -> str:
   return f"{policy.name}, {FALLBACK} from epoch {epoch}"
 
 
+def health(state: PyTree) -> Health:
+  """Says whether the policy that the run began with decides."""
+  epoch = since(state)
+  if epoch < 0:
+    return Health()
+  return Health(State.DEGRADED, error=f"{FALLBACK} decides, from epoch {epoch}")
+
+
 def sha256(state: PyTree) -> str | None:
   """The hash, in hex, of the learned policy a run began with; None without."""
-  if not isinstance(state, State):
+  if not isinstance(state, learned.State):
     return None
   digest = np.asarray(state.digest)
   return digest.astype(">u4").tobytes().hex() if digest.any() else None
@@ -100,4 +109,6 @@ def sha256(state: PyTree) -> str | None:
 
 def since(state: PyTree) -> int:
   """The boundary from which the fallback decides; -1 where it does not."""
-  return int(np.asarray(state.failed)) if isinstance(state, State) else -1
+  return (
+    int(np.asarray(state.failed)) if isinstance(state, learned.State) else -1
+  )

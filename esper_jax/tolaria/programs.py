@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.data.pipeline import permutation
+from esper_jax.oona.health import Health
 from esper_jax.tezzeret.forge import Forge
 from esper_jax.tezzeret.lowering import abstract
 from esper_jax.tezzeret.program import Compiled, Limits, Program
@@ -86,6 +87,10 @@ class Programs:
     self._images = jax.device_put(parts.data.train_images)
     self._labels = jax.device_put(parts.data.train_labels)
     self._probe_examples = min(probe_examples, len(parts.data.train_labels))
+
+  def health(self) -> Health:
+    """Says how many programs are being made."""
+    return Health(queued=self.forge.making)
 
   def begin(self, run: Run) -> None:
     """Takes up the training programs of the run's present topology."""
@@ -174,7 +179,7 @@ class Programs:
   def train(self, run: Run, indices: np.ndarray) -> None:
     """One training step per row of indices int32 [steps, batch]."""
     assert self._train is not None  # `begin` was called
-    beside = len(indices) if self.forge.busy else 0
+    beside = len(indices) if self.forge.making else 0
     program, rows = self._train, indices[0]
     if len(indices) > 1:
       program, rows = self._training_program(run, "chunk", indices), indices

@@ -16,7 +16,6 @@ from ml_collections import ConfigDict
 from esper_jax import config as config_lib
 from esper_jax.data.pipeline import make_iterator
 from esper_jax.oona.bus import Bus
-from esper_jax.tezzeret import disk
 from esper_jax.tezzeret.program import Compiled, Interrupted
 from esper_jax.tolaria import (
   assembly,
@@ -26,19 +25,19 @@ from esper_jax.tolaria import (
   measure,
   overview,
   policy_fallback,
-  recovery,
   result,
+  starting,
+  status,
 )
 from esper_jax.tolaria.display import Display, Silent, TrainingMetrics
 from esper_jax.tolaria.faults import FaultFound
 from esper_jax.tolaria.given import NOTHING, Given
-from esper_jax.tolaria.growth import Growth
 from esper_jax.tolaria.kernels import Kernels
 from esper_jax.tolaria.logbook import Logbook
-from esper_jax.tolaria.programs import Programs
+from esper_jax.tolaria.roster import Roster
 from esper_jax.tolaria.state import count_parameters
+from esper_jax.tolaria.status import Heartbeat
 from esper_jax.tolaria.stopping import Stopping
-from esper_jax.tolaria.store import Store
 from esper_jax.types import RunFailedError
 
 Callback = Callable[["Trainer", TrainingMetrics], None]
@@ -66,6 +65,7 @@ class Trainer:
     parts: what the run is made of.
     run: the record of the run.
     bus: events; subscribe to it before `train`.
+    roster: the parts, started; add yours before `train`, see `Roster.start`.
     callbacks: called with the trainer and the epoch's metrics after each
       epoch's own hooks, in order.
   """
@@ -107,40 +107,39 @@ class Trainer:
       self._record,
       self._save,
     )
-    disk.enable(self.config.tezzeret.cache_dir)
-    self._kernels = kernels or Kernels.of(self.config)
-    data = assembly.load_data(self.config, given)
-    self.parts = assembly.assemble(self.config, data, given)
-    batch = self.config.data.batch_size
-    self._programs = Programs(
-      self.parts,
-      batch_size=batch,
-      probe_examples=self.config.tamiyo.probe_examples,
-      seed=self.config.seed,
-      limits=assembly.compile_limits(self.config),
+    self.roster = Roster()
+    self._ending = status.RUNNING, ""
+    started = starting.start(
+      self.roster,
+      self.config,
+      workdir,
+      bus=self.bus,
+      kernels=kernels,
+      given=given,
+      run=lambda: self.run,
       stopping=lambda: self._stopping.requested,
       on_compile=self._on_compile,
       on_use=lambda s: self._book(guesses_used=1, guess_seconds_used=s),
     )
-    self._growth = Growth(
-      self.parts.growth,
-      self.parts.policy,
-      self.bus,
-      self._programs,
-      self._programs.forge,
-    )
-    state = assembly.new_state(self.config, self.parts)
-    self._initial_parameters = count_parameters(state)
-    self._fresh = recovery.new_run(self.parts, state, seed=self.config.seed)
-    self._store = Store(workdir, self.config, self.parts)
+    self.parts, self._store = started.parts, started.store
+    self._kernels, self._programs = started.kernels, started.programs
+    self._growth, self._fresh = started.growth, started.fresh
+    self._initial_parameters = count_parameters(self._fresh.state)
     self._logbook = Logbook(
-      self._store, self._display, self.parts, batch_size=batch
+      self._store,
+      self._display,
+      self.parts,
+      batch_size=self.config.data.batch_size,
     )
-    with contextlib.ExitStack() as stack:
-      stack.callback(self._store.close)
-      stack.callback(self._kernels.close)
-      self._begin()
-      stack.pop_all()
+    self.roster.start("nissa", lambda: self._display, stop=lambda d: d.close())
+    self.roster.start("tolaria", self._begin)
+    if not self._store.finished:
+      path, every = self._store.path / status.NAME, status.EVERY
+      self.roster.start(
+        "status",
+        lambda: Heartbeat(path, self._look, every=every),
+        stop=Heartbeat.stop,
+      )
 
   def train(self) -> dict[str, Any]:
     """Trains to the end, or until a signal; returns what result.json holds.
@@ -195,10 +194,7 @@ class Trainer:
 
   def shutdown(self) -> None:
     """Finishes what is being written, lets the directory go; idempotent."""
-    self._programs.forge.close()
-    self._kernels.close()
-    self._display.close()
-    self._store.close()
+    self.roster.stop()
 
   def _train_epoch(self) -> TrainingMetrics:
     run, timetable = self.run, self.parts.timetable
@@ -290,7 +286,7 @@ class Trainer:
     self._kernels.take_up(self.run.kernels)
     store.attach(self.bus)
     self.bus.subscribe(self._display.event, name="display")
-    self._report_damage(store.damaged)
+    faults.report_damage(store.damaged, self._publish)
     begun = store.redone if resumed else {"policy": self.parts.policy.name}
     self._publish("resumed" if resumed else "run_started", **begun)
     policy_fallback.take_up(self.run, self._fresh, self.parts, self._publish)
@@ -316,6 +312,7 @@ class Trainer:
 
   def _fail(self, error: RunFailedError) -> None:
     """Leaves word of a failure, as far as the disk still takes it."""
+    self._ending = "failed", str(error)
     with contextlib.suppress(RunFailedError):
       self._publish("run_finished", status="failed", reason=str(error))
     with contextlib.suppress(RunFailedError):
@@ -333,6 +330,7 @@ class Trainer:
       **fields,
     )
     self._store.write_result(document)
+    self._ending = status, fields.get("reason", "")
     self._display.finish(document, self._store.path)
     return document
 
@@ -341,12 +339,7 @@ class Trainer:
   def _roll_back(self, fault: governor.Fault) -> None:
     self._publish("fault", kind=fault.kind, reason=fault.reason)
     self.run, response = faults.roll_back(
-      self.run,
-      fault,
-      self._fresh,
-      self.parts,
-      self._store,
-      report=self._report_damage,
+      self.run, fault, self._fresh, self.parts, self._store, self._publish
     )
     self._follow_order()
     self._publish(
@@ -356,16 +349,21 @@ class Trainer:
       self._publish("quarantined", slot=response.quarantine)
     self._growth.quarantine(self.run, self.run.governor.quarantined)
 
-  def _report_damage(self, damaged: Sequence[checkpoints.Damage]) -> None:
-    for item in damaged:
-      self._publish(
-        "fault",
-        kind="damaged_checkpoint",
-        reason=f"checkpoint {item.checkpoint.path.name} is damaged"
-        f" ({item.reason}); the one before is used",
-      )
-
   # --- Small print ---------------------------------------------------------
+
+  def _look(self) -> dict[str, Any]:
+    """What status.json says of the run; called in a thread of its own."""
+    state, reason = self._ending
+    return {
+      "state": state,
+      "reason": reason,
+      "epoch": self.run.epoch,
+      "epochs": self.parts.timetable.epochs,
+      "step": self.run.next_batch,
+      "steps": self.parts.timetable.total_steps,
+      "parts": self.roster.health(),
+      "devices": status.device_memory(),
+    }
 
   def _follow_order(self) -> None:
     """Puts the data iterator where the run stands."""

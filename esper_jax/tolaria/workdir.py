@@ -1,7 +1,8 @@
 """The run directory: who owns it, which config it holds, and safe writes.
 
 workdir/config.json     the full config of the run
-        events.jsonl, metrics.jsonl, status.json, result.json
+        events.jsonl, metrics.jsonl, result.json
+        status.json     see tolaria/status.py
         checkpoints/    see tolaria/checkpoints.py
         .lock           held while a process uses the directory
 """
@@ -30,7 +31,7 @@ class Workdir:
   Attributes:
     path: absolute.
     checkpoints: the folder of the checkpoints (may not exist yet).
-    events, metrics, config, status, result: paths of the files.
+    events, metrics, config, result: paths of the files.
   """
 
   def __init__(self, path: pathlib.Path, lock: int):
@@ -39,7 +40,6 @@ class Workdir:
     self.events = path / "events.jsonl"
     self.metrics = path / "metrics.jsonl"
     self.config = path / "config.json"
-    self.status = path / "status.json"
     self.result = path / "result.json"
     self._lock = lock
 

@@ -5,6 +5,7 @@ import os
 import runpy
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -107,9 +108,13 @@ def test_a_missing_registry_fails_with_what_to_do(home, capsys):
     (["--config"], "argument --config: expected one argument; --help"),
     (["--config="], "--config is missing"),
     (["--config=absent.py"], "--config=absent.py: no such file"),
-    (["stray"], "stray: give --config=FILE[:PROFILE] with it"),
+    (["absent"], "absent: no such folder; give the run's --workdir"),
+    (["."], ". holds no status.json, so no run has begun there"),
+    (["a", "b"], "b: give --config=FILE[:PROFILE] with it"),
+    (["a", "--config.seed=1"], "--config.seed=1: give --config=FILE"),
     (["--config.seed=1"], "--config.seed=1: give --config=FILE"),
-    ([DIGITS, "stray"], "stray argument: stray; flags are written"),
+    ([DIGITS, "a"], "a: give a run directory or --config, not both"),
+    ([DIGITS, "a", "b"], "a: give a run directory or --config, not both"),
     ([DIGITS, "--config.seeed=1"], "--config.seeed: no such key; the nearest"),
     ([DIGITS, "--config.train.epochs=0"], "--config.train.epochs=0: must be"),
   ],
@@ -119,6 +124,19 @@ def test_bad_input_is_one_line(arguments, message, capsys):
   out, error = capsys.readouterr()
   assert out == "" and error.count("\n") == 1
   assert error.startswith(f"error: {message}")
+
+
+@pytest.mark.parametrize(("age", "code"), [(59.0, 0), (61.0, 1)])
+def test_a_run_is_looked_at_alone(tmp_path, capsys, age, code):
+  document = {"state": "running", "heartbeat": time.time() - age, "pid": 7}
+  document |= {"epoch": 1, "epochs": 3, "step": 10, "parts": {}, "devices": []}
+  (tmp_path / "status.json").write_text(json.dumps(document))
+  assert command_line.main([str(tmp_path)]) == code
+  line, summary = capsys.readouterr().out.splitlines()
+  assert "run: running, epoch 1/3, step 10, heartbeat " in line
+  assert summary == f"{1 - code} ok, 0 warn, {code} fail"
+  assert command_line.main([str(tmp_path), "--json"]) == code
+  assert json.loads(capsys.readouterr().out)["ok"] == (code == 0)
 
 
 def test_a_config_that_cannot_be_read_here_fails(monkeypatch, capsys):

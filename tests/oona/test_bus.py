@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from esper_jax.oona.bus import EVENT_TYPES, Bus
+from esper_jax.oona.health import Health, State
 from esper_jax.oona.jsonl import JsonlWriter, read
 from esper_jax.types import RunFailedError
 
@@ -86,6 +87,19 @@ def test_a_best_effort_sink_never_stops_the_run():
   assert seen[0] == event and len(seen) == 2
   assert bus.failures == {"tensorboard": 2}
   assert "no display" in bus.last_failure["tensorboard"]
+
+
+def test_a_sink_that_misses_events_makes_the_bus_degraded():
+  def broken(event):
+    raise RunFailedError("no display")
+
+  bus = make_bus()
+  assert bus.health() == Health()
+  bus.subscribe(broken, name="tensorboard")
+  for _ in range(2):
+    bus.publish("culled", epoch=0, step=0)
+  error = "tensorboard: RunFailedError('no display')"
+  assert bus.health() == Health(State.DEGRADED, dropped=2, error=error)
 
 
 def test_a_sink_is_named_after_itself():

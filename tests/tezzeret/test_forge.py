@@ -271,10 +271,10 @@ def test_a_program_that_is_late_is_waited_for(compiler):
   x = jnp.ones(2)
   forge.prepare("total", x)
   until(lambda: slow.asked)
-  assert forge.busy
+  assert forge.making
   threading.Timer(0.2, slow.may.set).start()
   assert forge.program("total", x).call(x) == 2
-  assert not forge.busy
+  assert not forge.making
   (compiled,) = told
   assert compiled.background
   assert 0.1 < compiled.waited < compiled.seconds + 0.1  # it looks now and then
@@ -460,7 +460,7 @@ def test_guesses_take_no_longer_than_epochs_do(limit, epochs, allowed):
     forge.new_epoch(seconds)
   forge.prepare("total", jnp.ones(2), guess=0)
   idle(forge)
-  until(lambda: forge.report() or not forge.busy)
+  until(lambda: forge.report() or not forge.making)
   if allowed:
     made(forge, 1)
   assert forge.traces == {"total": int(allowed)}

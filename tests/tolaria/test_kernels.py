@@ -181,6 +181,8 @@ def test_a_registry_that_cannot_be_read_is_told_of_once(watch):
   assert event["kernel"] == "all"
   assert event["reason"].startswith("the registry cannot be read: [Errno 13]")
   assert run.result["status"] == "completed"
+  health = run.trainer.roster.health()["urza"]
+  assert (health["state"], health["error"]) == ("degraded", event["reason"])
 
 
 def test_a_folder_of_others_is_refused_before_the_run(make_config, tmp_path):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from esper_jax.oona import jsonl
+from esper_jax.oona.health import Health
 from esper_jax.tamiyo import features, network, policy_file
 from esper_jax.tamiyo.learned import State
 from esper_jax.tamiyo.network import Sizes
@@ -174,6 +175,15 @@ def test_after_a_rollback_what_fell_back_stays_so():
     assert int(kept.failed) == found
   assert policy_fallback.kept((), ()) == ()
   assert policy_fallback.since(()) == -1
+
+
+def test_a_policy_that_fell_back_is_degraded():
+  digest = jnp.zeros(8, jnp.uint32)
+  for well in ((), State(jnp.int32(-1), digest, ())):
+    assert policy_fallback.health(well) == Health()
+  health = policy_fallback.health(State(jnp.int32(3), digest, ()))
+  assert health.state == "degraded"
+  assert health.error == "heuristic decides, from epoch 3"
 
 
 def options_of(make_config, folder, **changes):
