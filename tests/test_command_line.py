@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import main
-from esper_jax import command_line
+from esper_jax import command_line, usage
 from esper_jax import config as config_lib
 from esper_jax.nissa import table
 from esper_jax.types import InputError
@@ -211,7 +211,7 @@ def test_help_lists_everything(monkeypatch, capsys):
   text = capsys.readouterr().out
   assert all(len(line) <= 80 for line in text.splitlines())
   switches = ("replay_final", "dry_run", "control", "verbose", "quiet", "help")
-  for flag in ("config", "workdir", *command_line.REPLAY, *switches):
+  for flag in ("config", "workdir", *usage.REPLAY, *switches):
     assert f"\n  --{flag}" in text
   assert text.count("(default: ") == 1 + len(switches)
   assert "(required)" in text
@@ -226,13 +226,13 @@ def test_help_lists_everything(monkeypatch, capsys):
     for line in examples.splitlines()
     if line.startswith("  python main.py")
   ]
-  assert commands == [f"python main.py {a}" for _, a in command_line.EXAMPLES]
+  assert commands == [f"python main.py {a}" for _, a in usage.EXAMPLES]
   assert len(commands) == 7
 
 
 def test_every_example_parses(monkeypatch):
   monkeypatch.chdir(ROOT)
-  for _, arguments in command_line.EXAMPLES:
+  for _, arguments in usage.EXAMPLES:
     parse(*arguments.split())
     parse(*arguments.replace(".py", ".py:smoke").split())
 

@@ -27,6 +27,7 @@ LEVELS = (
   ("simic",),
   ("nissa",),
   ("export",),
+  ("usage",),
   ("api", "command_line"),
   ("doctor",),
 )

@@ -42,9 +42,15 @@ class Behind:
     self.last_error = ""
     self._display = display
     self._patience = patience
+    self._closed = False
     self._calls: queue.Queue[_Call | None] = queue.Queue(capacity)
     self._thread = threading.Thread(target=self._work, daemon=True)
     self._thread.start()
+
+  @property
+  def waiting(self) -> int:
+    """Calls that the display has not been told yet."""
+    return self._calls.qsize()
 
   def part(self, name: str, text: str) -> None:
     self.tell(self._display.part, name, text)
@@ -74,9 +80,10 @@ class Behind:
 
   def close(self) -> None:
     """Waits a while for what was told, then closes the display; idempotent."""
-    if not self._thread.is_alive():
+    if self._closed:
       return
     self.tell(self._display.close)
+    self._closed = True
     try:
       self._calls.put(None, timeout=self._patience)
     except queue.Full:
@@ -87,7 +94,9 @@ class Behind:
       self.dropped += self._calls.qsize()
 
   def tell(self, call: Callable[..., None], *args: Any, **how: Any) -> None:
-    """Has something called; it is dropped where the queue is full."""
+    """Has something called; dropped where the queue is full."""
+    if self._closed:
+      return
     try:
       self._calls.put_nowait((call, args, how))
     except queue.Full:

@@ -10,6 +10,7 @@ from esper_jax.nissa.console import Console
 from esper_jax.nissa.live_report import LiveReport
 from esper_jax.nissa.tensorboard import FOLDER, TensorBoard, weights
 from esper_jax.nissa.weights_and_biases import WeightsAndBiases
+from esper_jax.oona.health import Health, State
 from esper_jax.tolaria.display import Display, TrainingMetrics
 
 
@@ -37,6 +38,7 @@ class Displays:
     """
     self.failures: Counter[str] = Counter()
     self.callbacks = tuple(callbacks)
+    self._last_error = ""
     self._displays = dict(displays)
 
   def part(self, name: str, text: str) -> None:
@@ -79,14 +81,27 @@ class Displays:
           "part", name, f"dropped {display.dropped} of its calls: {why}"
         )
 
+  def health(self) -> Health:
+    """Says what waits, what was dropped or failed, and why."""
+    behind = [d for d in self._displays.values() if isinstance(d, Behind)]
+    dropped = sum(self.failures.values()) + sum(d.dropped for d in behind)
+    errors = [d.last_error for d in behind if d.last_error]
+    return Health(
+      State.DEGRADED if dropped else State.READY,
+      queued=sum(d.waiting for d in behind),
+      dropped=dropped,
+      error=self._last_error or "".join(errors[:1]),
+    )
+
   def _tell(self, moment: str, *args: Any, **named: Any) -> None:
     for name, display in self._displays.items():
       try:
         getattr(display, moment)(*args, **named)
       except Exception as error:
         self.failures[name] += 1
+        words = " ".join(str(error).split()) or repr(error)
+        self._last_error = f"{name}: {words}"
         if self.failures[name] == 1:
-          words = " ".join(str(error).split()) or repr(error)
           self._tell("part", name, f"failed: {words}; the run goes on")
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 import main
-from esper_jax.command_line import EXAMPLES
+from esper_jax.usage import EXAMPLES
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("data", "oona", "tamiyo", "kasmina", "tolaria", "device")

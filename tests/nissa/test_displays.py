@@ -14,6 +14,7 @@ from esper_jax.nissa import displays, tensorboard
 from esper_jax.nissa.behind import Behind
 from esper_jax.nissa.console import Console
 from esper_jax.nissa.displays import Displays
+from esper_jax.oona.health import Health, State
 from esper_jax.tolaria.display import Silent
 from esper_jax.types import InputError, SlotSpec
 from tests.nissa.run_files import recorded
@@ -152,3 +153,16 @@ def test_what_is_not_installed_is_told_before_the_run(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
   with pytest.raises(InputError, match="nissa.wandb=growing needs wandb"):
     displays.of_run(tmp_path, verbosity=0, report=False, wandb="growing")
+
+
+def test_how_it_is_for_whoever_asks():
+  shown = Displays({"other": Recorder()})
+  assert shown.health() == Health()
+  shown = Displays({"report": Broken(OSError("no\nspace"))})
+  shown.pace(20, 0.5)
+  degraded = State.DEGRADED
+  assert shown.health() == Health(degraded, dropped=2, error="report: no space")
+  shown = Displays({"tensorboard": Behind(Broken(OSError("full")))})
+  shown.pace(20, 0.5)
+  shown.close()
+  assert shown.health() == Health(degraded, dropped=2, error="OSError('full')")
