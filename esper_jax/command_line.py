@@ -92,6 +92,7 @@ class Options:
     workdir: the run directory.
     dry_run: show the slots instead of training.
     control: train a never-grown control as well.
+    distributed: be one of several processes.
     verbosity: 0 quiet, 1 normal, 2 verbose.
   """
 
@@ -100,6 +101,7 @@ class Options:
   workdir: str
   dry_run: bool
   control: bool
+  distributed: bool
   verbosity: int
 
 
@@ -133,6 +135,7 @@ def _define_flags() -> flags.FlagValues:
     ("replay_final", "have its final network from the start, and no growth"),
     ("dry_run", "check the config, show the host's slots, train nothing"),
     ("control", "then train the same run without growth, and compare"),
+    ("distributed", "be one of the processes that train one network"),
     ("verbose", "print more: every event, compilations and checkpoints too"),
     ("quiet", "print errors only"),
     ("help", "print this"),
@@ -157,6 +160,7 @@ def help_text(configs: Path) -> str:
     *REPLAY,
     "dry_run",
     "control",
+    "distributed",
     "verbose",
     "quiet",
     "help",
@@ -221,6 +225,7 @@ def parse(argv: list[str]) -> Options | None:
     workdir=values.workdir or os.path.join("runs", name),
     dry_run=values.dry_run,
     control=values.control,
+    distributed=values.distributed,
     verbosity=0 if values.quiet else 2 if values.verbose else 1,
   )
 
@@ -339,7 +344,16 @@ def _backend() -> str:
     ) from error
 
 
+def _join() -> bool:
+  """Joins the processes of a run; tells whether this one leads."""
+  from esper_jax.tolaria import processes
+
+  processes.start()
+  return processes.leads()
+
+
 def _train(options: Options) -> None:
+  leads = not options.distributed or _join()
   backend = _backend()
   from esper_jax.nissa.console import Console
   from esper_jax.nissa.table import result_table
@@ -347,7 +361,7 @@ def _train(options: Options) -> None:
   from esper_jax.tolaria.trainer import Trainer
 
   hint = slow_hint(options.source, backend)
-  display = Console(options.verbosity, hint=hint)
+  display = Console(options.verbosity if leads else 0, hint=hint)
   stopping = Stopping()
 
   def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
@@ -363,7 +377,7 @@ def _train(options: Options) -> None:
       never_grown(options.config),
       f"{os.path.normpath(options.workdir)}-control",
     )
-  if options.verbosity and control["status"] == "completed":
+  if options.verbosity and leads and control["status"] == "completed":
     _write(f"\n{result_table({'grown': grown, 'never grown': control})}\n")
 
 

@@ -47,7 +47,7 @@ def roll_back(
   parts: Parts,
   store: Store,
   *,
-  report: Callable[[Sequence[Damage]], None],
+  publish: Callable[..., None],
 ) -> tuple[Run, governor.Response]:
   """Rebuilds the run as its last scheduled checkpoint has it, but changed.
 
@@ -59,7 +59,7 @@ def roll_back(
     fresh: a new run of the same config.
     parts: of the run.
     store: holds the checkpoints.
-    report: told of checkpoints that are damaged.
+    publish: an event (type, **fields), of checkpoints that are damaged.
 
   Returns:
     (the run to go on with, what the governor wants changed).
@@ -77,7 +77,7 @@ def roll_back(
   if response.give_up:
     raise RunFailedError(response.reason)
   loaded, damaged = store.last_scheduled()
-  report(damaged)
+  report(damaged, publish)
   if loaded is None:
     raise RunFailedError(f"{response.reason}; no checkpoint to go back to")
   run = recovery.from_checkpoint(loaded, fresh, parts)
@@ -91,3 +91,14 @@ def roll_back(
     key=jax.random.fold_in(run.state.key, response.attempt),
   )
   return run, response
+
+
+def report(damaged: Sequence[Damage], publish: Callable[..., None]) -> None:
+  """Publishes which checkpoints are passed over."""
+  for item in damaged:
+    publish(
+      "fault",
+      kind="damaged_checkpoint",
+      reason=f"checkpoint {item.checkpoint.path.name} is damaged"
+      f" ({item.reason}); the one before is used",
+    )

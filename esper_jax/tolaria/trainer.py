@@ -31,6 +31,7 @@ from esper_jax.tolaria import (
 )
 from esper_jax.tolaria.display import Display, Silent, TrainingMetrics
 from esper_jax.tolaria.faults import FaultFound
+from esper_jax.tolaria.following import open_store
 from esper_jax.tolaria.given import NOTHING, Given
 from esper_jax.tolaria.growth import Growth
 from esper_jax.tolaria.kernels import Kernels
@@ -38,7 +39,6 @@ from esper_jax.tolaria.logbook import Logbook
 from esper_jax.tolaria.programs import Programs
 from esper_jax.tolaria.state import count_parameters
 from esper_jax.tolaria.stopping import Stopping
-from esper_jax.tolaria.store import Store
 from esper_jax.types import RunFailedError
 
 Callback = Callable[["Trainer", TrainingMetrics], None]
@@ -132,7 +132,7 @@ class Trainer:
     state = assembly.new_state(self.config, self.parts)
     self._initial_parameters = count_parameters(state)
     self._fresh = recovery.new_run(self.parts, state, seed=self.config.seed)
-    self._store = Store(workdir, self.config, self.parts)
+    self._store = open_store(workdir, self.config, self.parts)
     self._logbook = Logbook(
       self._store, self._display, self.parts, batch_size=batch
     )
@@ -157,6 +157,7 @@ class Trainer:
         return self._store.finished
       with self._stopping.signals():
         while self.run.epoch < self.parts.timetable.epochs:
+          self._stopping.consult()
           if self._stopping.requested:
             return self._interrupt()
           self.train_epoch()
@@ -223,8 +224,12 @@ class Trainer:
       if run.next_batch // log_every != before // log_every:
         loss = self._logbook.steps(run)
         faults.judge(run, self.parts.governor, loss=loss)
-      if self._stopping.requested and run.next_batch < end:
-        return self._logbook.metrics(run)
+        self._stopping.consult()
+      if self._stopping.requested:
+        break
+    self._programs.settle(run)
+    if run.next_batch < end:
+      return self._logbook.metrics(run)
     self._logbook.end_steps(run)
     losses, hits = self._programs.evaluate(run, self.parts.validation)
     run.epoch += 1
@@ -290,7 +295,7 @@ class Trainer:
     self._kernels.take_up(self.run.kernels)
     store.attach(self.bus)
     self.bus.subscribe(self._display.event, name="display")
-    self._report_damage(store.damaged)
+    faults.report(store.damaged, self._publish)
     begun = store.redone if resumed else {"policy": self.parts.policy.name}
     self._publish("resumed" if resumed else "run_started", **begun)
     policy_fallback.take_up(self.run, self._fresh, self.parts, self._publish)
@@ -346,7 +351,7 @@ class Trainer:
       self._fresh,
       self.parts,
       self._store,
-      report=self._report_damage,
+      publish=self._publish,
     )
     self._follow_order()
     self._publish(
@@ -355,15 +360,6 @@ class Trainer:
     if response.quarantine:
       self._publish("quarantined", slot=response.quarantine)
     self._growth.quarantine(self.run, self.run.governor.quarantined)
-
-  def _report_damage(self, damaged: Sequence[checkpoints.Damage]) -> None:
-    for item in damaged:
-      self._publish(
-        "fault",
-        kind="damaged_checkpoint",
-        reason=f"checkpoint {item.checkpoint.path.name} is damaged"
-        f" ({item.reason}); the one before is used",
-      )
 
   # --- Small print ---------------------------------------------------------
 
