@@ -48,10 +48,12 @@ class Layout(NamedTuple):
   Attributes:
     mesh: of one axis.
     least: elements from which a parameter is cut; 0 cuts none.
+    several: whether its devices are of several processes.
   """
 
   mesh: Mesh
   least: int
+  several: bool = False
 
   def place(self, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Where the arguments of a program lie.
@@ -63,7 +65,7 @@ class Layout(NamedTuple):
     Returns:
       A NamedSharding in place of each; None where it is the process's own.
     """
-    if self._several and name not in _EXAMPLES:
+    if self.several and name not in _EXAMPLES:
       return jax.tree.map(lambda x: None, args)
     examples, parameters = _EXAMPLES.get(name, {}), _PARAMETERS.get(name, ())
     found = []
@@ -79,7 +81,7 @@ class Layout(NamedTuple):
 
   def whole(self, function: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose results every process can read."""
-    if not self._several:
+    if not self.several:
       return function
 
     def gathered(*args: Any) -> Any:
@@ -93,19 +95,15 @@ class Layout(NamedTuple):
 
   def bring(self, name: str, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """A program's arguments as arrays of all processes."""
-    if not self._several:
+    if not self.several:
       return args
     return jax.tree.map(_bring, args, self.place(name, args))
 
   def home(self, tree: PyTree) -> PyTree:
     """A program's results as arrays of this process."""
-    if not self._several:
+    if not self.several:
       return tree
     return jax.tree.map(lambda x: x.addressable_data(0), tree)
-
-  @property
-  def _several(self) -> bool:
-    return self.mesh.is_multi_process
 
   def _on(self, *axes: str | None) -> NamedSharding:
     return NamedSharding(self.mesh, PartitionSpec(*axes))
@@ -189,7 +187,8 @@ def make_layout(config: ConfigDict) -> Layout | None:
   mesh = jax.make_mesh(
     (count,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:count]
   )
-  return Layout(mesh, m.shard_from if m.parameters == SHARDED else 0)
+  least = m.shard_from if m.parameters == SHARDED else 0
+  return Layout(mesh, least, several=mesh.is_multi_process)
 
 
 def describe(config: ConfigDict) -> str:
