@@ -36,6 +36,7 @@ class Options:
     workdir: the run directory.
     dry_run: show the slots instead of training.
     control: train a never-grown control as well.
+    distributed: be one of several processes.
     verbosity: 0 quiet, 1 normal, 2 verbose.
   """
 
@@ -44,6 +45,7 @@ class Options:
   workdir: str
   dry_run: bool
   control: bool
+  distributed: bool
   verbosity: int
 
 
@@ -85,6 +87,7 @@ def parse(argv: list[str]) -> Options | None:
     workdir=values.workdir or os.path.join("runs", name),
     dry_run=values.dry_run,
     control=values.control,
+    distributed=values.distributed,
     verbosity=0 if values.quiet else 2 if values.verbose else 1,
   )
 
@@ -203,7 +206,16 @@ def _backend() -> str:
     ) from error
 
 
+def _join() -> bool:
+  """Joins the processes of a run; tells whether this one leads."""
+  from esper_jax.tolaria import processes
+
+  processes.start()
+  return processes.leads()
+
+
 def _train(options: Options) -> None:
+  leads = not options.distributed or _join()
   backend = _backend()
   from esper_jax.nissa import displays
   from esper_jax.nissa.table import result_table
@@ -216,10 +228,10 @@ def _train(options: Options) -> None:
   def train(config: ConfigDict, workdir: str) -> dict[str, Any]:
     shown = displays.of_run(
       workdir,
-      verbosity=options.verbosity,
+      verbosity=options.verbosity if leads else 0,
       settings=config_lib.flatten(config),
       hint=hint,
-      **config.nissa.to_dict(),
+      **(config.nissa.to_dict() if leads else {"report": False}),
     )
     return Trainer(
       config,
@@ -239,7 +251,7 @@ def _train(options: Options) -> None:
       never_grown(options.config),
       f"{os.path.normpath(options.workdir)}-control",
     )
-  if options.verbosity and control["status"] == "completed":
+  if options.verbosity and leads and control["status"] == "completed":
     _write(f"\n{result_table({'grown': grown, 'never grown': control})}\n")
 
 

@@ -18,6 +18,7 @@ from esper_jax.tolaria import (
   hosting,
   learned_policy,
   optimizers,
+  processes,
   replaying,
 )
 from esper_jax.tolaria import objective as objectives
@@ -195,8 +196,12 @@ def new_state(config: ConfigDict, parts: Parts) -> TrainState:
 
 
 def compile_limits(config: ConfigDict) -> Limits:
-  """What compiled programs may take."""
-  return Limits(**{name: config.tezzeret[name] for name in Limits._fields})
+  """What compiled programs may take.
+
+  Several processes compile when needed, and so all in the same order.
+  """
+  limits = Limits(**{name: config.tezzeret[name] for name in Limits._fields})
+  return limits._replace(threads=0) if processes.several() else limits
 
 
 def make_order(config: ConfigDict, parts: Parts, attempt: int) -> BatchOrder:

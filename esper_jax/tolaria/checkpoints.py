@@ -15,20 +15,19 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import math
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
-from orbax.checkpoint import v1 as ocp
 
 from esper_jax.oona.jsonl import plain, write_error_text
+from esper_jax.tolaria import vectors
 from esper_jax.tolaria.workdir import sync_path, temporary_name
 from esper_jax.types import InputError, RunFailedError
 
@@ -209,17 +208,16 @@ def load(checkpoint: Checkpoint) -> Loaded:
       f" {SCHEMA}; use the version that wrote it or a new --workdir"
     )
   index = document["arrays"]
-  vectors: dict[str, np.ndarray] = {}
+  held: dict[str, np.ndarray] = {}
   if any(math.prod(shape) for _, shape, _ in index.values()):
     try:
-      with _orbax():
-        vectors = cast(Any, ocp.load(str(path / _ARRAYS)))
+      held = vectors.load(path / _ARRAYS)
     except Exception as error:  # Orbax promises no class
       raise DamagedError(f"Orbax cannot read it: {error}") from error
   arrays = {}
   for name, (dtype, shape, start) in index.items():
     empty = np.zeros(0, dtype)
-    flat = vectors.get(dtype, empty)[start : start + math.prod(shape)]
+    flat = held.get(dtype, empty)[start : start + math.prod(shape)]
     arrays[name] = np.array(flat).reshape(shape)
   verified = {key: document[key] for key in ("kind", "metric")}
   return Loaded(
@@ -310,8 +308,7 @@ def _write(
     try:
       unfinished.mkdir()
       if payload.vectors:
-        with _orbax():
-          ocp.save(str(unfinished / _ARRAYS), cast(Any, payload.vectors))
+        vectors.save(unfinished / _ARRAYS, payload.vectors)
       (unfinished / _DOCUMENT).write_text(payload.document)
       (unfinished / _SUMS).write_text(_sums(unfinished))
       for path in (*unfinished.rglob("*"), unfinished):
@@ -371,29 +368,3 @@ def _verify(folder: pathlib.Path) -> None:
     }
     what = ", ".join(sorted(names)[:3]) or _SUMS
     raise DamagedError(f"files differ from {_SUMS}: {what}")
-
-
-class _OrbaxNoise(logging.Filter):
-  """Drops what Orbax logs: its failures reach us as exceptions too."""
-
-  def filter(self, record: logging.LogRecord) -> bool:
-    return f"{os.sep}orbax{os.sep}" not in record.pathname
-
-
-@contextlib.contextmanager
-def _orbax() -> Iterator[None]:
-  """Orbax with the leanest options for a few vectors, and quiet."""
-  context = ocp.Context()
-  saving = context.array.saving
-  saving.use_ocdbt = False  # one file per vector: 14 ms a save against 20
-  saving.use_compression = False  # weights are noise
-  saving.enable_write_sharding_file = False
-  saving.enable_post_merge_validation = False
-  saving.array_metadata_store = None
-  logger, noise = logging.getLogger("absl"), _OrbaxNoise()
-  logger.addFilter(noise)
-  try:
-    with context:
-      yield
-  finally:
-    logger.removeFilter(noise)

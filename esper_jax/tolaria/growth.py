@@ -18,7 +18,7 @@ from esper_jax.tamiyo.observation import Observation
 from esper_jax.tamiyo.policy import Policy
 from esper_jax.tamiyo.replay import Imposed, Plan
 from esper_jax.tezzeret.forge import Forge
-from esper_jax.tolaria import foresight, policy_fallback
+from esper_jax.tolaria import foresight, policy_fallback, processes
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.growth_programs import make_programs
 from esper_jax.tolaria.planting import Planting
@@ -278,6 +278,7 @@ class Growth:
       np.int32(run.governor.attempt),
       np.int32(run.epoch),
     )
+    decisions, moved, refused = processes.agree_on((decisions, moved, refused))
     policy_fallback.check(
       before,
       run.policy,

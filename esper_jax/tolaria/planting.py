@@ -12,7 +12,7 @@ import numpy as np
 
 from esper_jax.kasmina import lifecycle, surgery
 from esper_jax.tezzeret.program import CompileError, first_line
-from esper_jax.tolaria import foresight
+from esper_jax.tolaria import foresight, processes
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.growth_programs import boundary_key
 from esper_jax.tolaria.programs import Programs, Signal
@@ -204,12 +204,13 @@ class Planting:
         if self.outcomes[at]:
           return self.outcomes[at], True
         timeout = 0.0
+    why = "", False
     try:
       for state in foresight.at_once(o, run, self._call):
         self._programs.obtain(state, timeout)
     except CompileError as error:
-      return str(error), error.timed_out
-    return "", False
+      why = str(error), error.timed_out
+    return max(processes.gather(why))  # what one process lacks, none has
 
   def _cancel(self, run: Run, rows: Any, why: str, *, late: bool) -> None:
     moved = self._call("cancel", run.slots, rows, np.int32(run.epoch))

@@ -65,32 +65,45 @@ class Programs:
       place=parts.layout.place if parts.layout else None,
     )
     self._parts = parts
+    self._layout = parts.layout
     self._seed = seed
     self._batch = batch_size
-    train = steps.make_train_step(parts.host, parts.steps)
-    preprocess, objective = parts.steps.preprocess, parts.steps.objective
-    self.forge.add("train", train, donate=(0, 1))
-    self.forge.add("chunk", steps.make_chunk(train), donate=(0, 1))
-    self.forge.add(
-      "evaluate", steps.make_evaluate(parts.host, preprocess, objective)
+    host, slots = parts.host, parts.growth.slots
+    read = parts.steps.preprocess, parts.steps.objective
+    train = steps.make_train_step(host, parts.steps)
+    self._add("train", train, donate=(0, 1))
+    self._add("chunk", steps.make_chunk(train), donate=(0, 1))
+    self._add("evaluate", steps.make_evaluate(host, *read))
+    self._add(
+      "probe", steps.make_probe(host, read[0], slots, read[1]), rare=True
     )
-    self.forge.add(
-      "probe",
-      steps.make_probe(parts.host, preprocess, parts.growth.slots, objective),
-      rare=True,
-    )
-    self.forge.add(
-      "metrics", steps.make_metrics(parts.host, preprocess, objective)
-    )
+    self._add("metrics", steps.make_metrics(host, *read))
     self._train: Program | None = None
     self._met: set[Callable[..., Any]] = set()  # training programs used so far
-    self._images = jax.device_put(parts.data.train_images)
-    self._labels = jax.device_put(parts.data.train_labels)
+    put = self._layout.everywhere if self._layout else jax.device_put
+    self._images = put(parts.data.train_images)
+    self._labels = put(parts.data.train_labels)
     self._probe_examples = min(probe_examples, len(parts.data.train_labels))
 
   def health(self) -> Health:
     """Says how many programs are being made."""
     return Health(queued=self.forge.making)
+
+  def _add(self, name: str, function: Callable[..., Any], **how: Any) -> None:
+    if self._layout:
+      function = self._layout.whole(function)
+    self.forge.add(name, function, **how)
+
+  def _call(self, program: Program, name: str, *args: Any) -> Any:
+    """Runs a program that reads examples."""
+    if self._layout:
+      args = self._layout.bring(name, args)
+    return program.call(*args)
+
+  def settle(self, run: Run) -> None:
+    """Makes what the last step left this process's own, to be changed."""
+    if self._layout:
+      run.state, run.sums = self._layout.home((run.state, run.sums))
 
   def begin(self, run: Run) -> None:
     """Takes up the training programs of the run's present topology."""
@@ -180,11 +193,12 @@ class Programs:
     """One training step per row of indices int32 [steps, batch]."""
     assert self._train is not None  # `begin` was called
     beside = len(indices) if self.forge.making else 0
-    program, rows = self._train, indices[0]
+    program, name, rows = self._train, "train", indices[0]
     if len(indices) > 1:
-      program, rows = self._training_program(run, "chunk", indices), indices
-    run.state, run.sums = program.call(
-      run.state, run.sums, self._images, self._labels, rows
+      name, rows = "chunk", indices
+      program = self._training_program(run, name, indices)
+    run.state, run.sums = self._call(
+      program, name, run.state, run.sums, self._images, self._labels, rows
     )
     run.next_batch += len(indices)
     run.ledger = run.ledger.charge("train", self.step_flops, len(indices))
@@ -214,7 +228,10 @@ class Programs:
     )
     run.ledger = run.ledger.charge(account, int(program.flops), len(batches))
     return measure.losses(
-      lambda b: program.call(*view, b.images, b.labels, b.mask), batches
+      lambda b: self._call(
+        program, "evaluate", *view, b.images, b.labels, b.mask
+      ),
+      batches,
     )
 
   def final_figures(self, run: Run, *, test: bool) -> dict[str, Any]:
@@ -253,7 +270,7 @@ class Programs:
       args = (*view, batch.images, batch.labels)
       program = self.forge.program("metrics", *args)
       run.ledger = run.ledger.charge("evaluation", int(program.flops))
-      for name, values in program.call(*args).items():
+      for name, values in self._call(program, "metrics", *args).items():
         real = np.asarray(values)[: batch.count]  # what follows is padding
         sums[name] = sums.get(name, 0.0) + float(real.sum(dtype=np.float64))
     examples = sum(batch.count for batch in batches)
@@ -307,7 +324,8 @@ class Programs:
     )
     program = self.forge.program("probe", *args)
     run.ledger = run.ledger.charge("probe", int(program.flops))
-    return program.call(*args)
+    probed = self._call(program, "probe", *args)
+    return self._layout.home(probed) if self._layout else probed
 
   def score(
     self, run: Run, blueprint: str, path: Path, signal: Signal

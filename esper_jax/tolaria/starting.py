@@ -11,6 +11,7 @@ from esper_jax.tezzeret import disk
 from esper_jax.tezzeret.program import Compiled
 from esper_jax.tolaria import assembly, policy_fallback, recovery
 from esper_jax.tolaria.assembly import Parts
+from esper_jax.tolaria.following import open_store
 from esper_jax.tolaria.given import Given
 from esper_jax.tolaria.growth import Growth
 from esper_jax.tolaria.kernels import Kernels
@@ -99,6 +100,8 @@ def start(
   state = assembly.new_state(config, parts)
   fresh = recovery.new_run(parts, state, seed=config.seed)
   store = roster.start(
-    "store", lambda: Store(workdir, config, parts), stop=Store.close
+    "store",
+    lambda: open_store(workdir, config, parts),
+    stop=lambda store: store.close(),
   )
   return Started(kernels, parts, programs, growth, fresh, store)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_jax.oona.health import Health
+from esper_jax.tolaria.roster import Roster
 from esper_jax.tolaria.workdir import read_json, write_json
 from esper_jax.types import InputError
 
@@ -93,6 +94,23 @@ class Heartbeat:
     except Exception as error:  # whatever it is, the run matters more
       self._drops += 1
       self._error = " ".join(str(error).split())
+
+
+def keep(
+  roster: Roster, run: Path, look: Callable[[], Mapping[str, Any]]
+) -> None:
+  """Keeps the status of a run as one more of its parts.
+
+  Args:
+    roster: of the run.
+    run: its directory.
+    look: see `Heartbeat`.
+  """
+  roster.start(
+    "status",
+    lambda: Heartbeat(run / NAME, look, every=EVERY),
+    stop=Heartbeat.stop,
+  )
 
 
 def _beat(heartbeat: Any, stopping: threading.Event, every: float) -> None:

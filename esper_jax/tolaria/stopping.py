@@ -7,6 +7,8 @@ import socket
 import threading
 from collections.abc import Iterator
 
+from esper_jax.tolaria import processes
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -14,18 +16,26 @@ class Stopping:
   """Whether the run was asked to stop.
 
   Attributes:
-    requested: set by the first signal, or by `request`.
+    requested: set by the first signal, or by `request`; of several processes,
+      once they have agreed on it.
     name: of the signal, "" without one.
   """
 
   def __init__(self) -> None:
     self.requested = False
+    self._asked = False
     self.name = ""
     self._listening = False
 
   def request(self) -> None:
     """Asks the run to stop after the step under way."""
-    self.requested = True
+    self._asked = True
+    self.requested = not processes.several()
+
+  def consult(self) -> None:
+    """Stops all processes if one was asked to; all call it at one point."""
+    if processes.several():
+      self.requested = any(processes.gather(self._asked))
 
   @contextlib.contextmanager
   def signals(self) -> Iterator[None]:
@@ -67,7 +77,7 @@ class Stopping:
         # What is on the disk is whole at any moment: nothing is cleaned up.
         os._exit(128 + number)
       self.name = signal.Signals(number).name
-      self.requested = True
+      self.request()
 
 
 def _do_nothing(number: int, frame: object) -> None:

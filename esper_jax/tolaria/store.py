@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from esper_jax import config as config_lib
 from esper_jax.oona import jsonl
 from esper_jax.oona.bus import Bus
-from esper_jax.tolaria import checkpoints, recovery, workdir
+from esper_jax.tolaria import checkpoints, processes, recovery, workdir
 from esper_jax.tolaria.accounting import Ledger
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.checkpoints import Damage, Loaded
@@ -106,6 +106,20 @@ class Store:
       stack.callback(self._writer.close)
       self._closing = stack.pop_all()
 
+  def shared(self) -> dict[str, Any]:
+    """What the other processes need of it, before `resume`: see `Follower`."""
+    names = (
+      "path",
+      "hash",
+      "finished",
+      "damaged",
+      "redone",
+      "outcomes",
+      "_found",
+      "_next_event",
+    )
+    return {name: getattr(self, name) for name in names}
+
   def attach(self, bus: Bus) -> None:
     """Sends every event to events.jsonl; the run needs it."""
     bus.subscribe(self._events.append, required=True, name="events.jsonl")
@@ -135,8 +149,10 @@ class Store:
   def last_scheduled(self) -> tuple[Loaded | None, list[Damage]]:
     """The checkpoint that a rollback goes back to, and damaged newer ones."""
     self._writer.wait()
-    return checkpoints.latest_good(
-      self._work.checkpoints, kinds=(checkpoints.SCHEDULED,)
+    return processes.agree(
+      checkpoints.latest_good(
+        self._work.checkpoints, kinds=(checkpoints.SCHEDULED,)
+      )
     )
 
   def log(self, line: Mapping[str, Any]) -> None:

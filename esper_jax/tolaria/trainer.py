@@ -25,6 +25,7 @@ from esper_jax.tolaria import (
   measure,
   overview,
   policy_fallback,
+  processes,
   result,
   starting,
   status,
@@ -36,7 +37,6 @@ from esper_jax.tolaria.kernels import Kernels
 from esper_jax.tolaria.logbook import Logbook
 from esper_jax.tolaria.roster import Roster
 from esper_jax.tolaria.state import count_parameters
-from esper_jax.tolaria.status import Heartbeat
 from esper_jax.tolaria.stopping import Stopping
 from esper_jax.types import RunFailedError
 
@@ -133,13 +133,8 @@ class Trainer:
     )
     self.roster.start("nissa", lambda: self._display, stop=lambda d: d.close())
     self.roster.start("tolaria", self._begin)
-    if not self._store.finished:
-      path, every = self._store.path / status.NAME, status.EVERY
-      self.roster.start(
-        "status",
-        lambda: Heartbeat(path, self._look, every=every),
-        stop=Heartbeat.stop,
-      )
+    if processes.leads() and not self._store.finished:
+      status.keep(self.roster, self._store.path, self._look)
 
   def train(self) -> dict[str, Any]:
     """Trains to the end, or until a signal; returns what result.json holds.
@@ -156,6 +151,7 @@ class Trainer:
         return self._store.finished
       with self._stopping.signals():
         while self.run.epoch < self.parts.timetable.epochs:
+          self._stopping.consult()
           if self._stopping.requested:
             return self._interrupt()
           self.train_epoch()
@@ -219,8 +215,12 @@ class Trainer:
       if run.next_batch // log_every != before // log_every:
         loss = self._logbook.steps(run)
         faults.judge(run, self.parts.governor, loss=loss)
-      if self._stopping.requested and run.next_batch < end:
-        return self._logbook.metrics(run)
+        self._stopping.consult()
+      if self._stopping.requested:
+        break
+    self._programs.settle(run)
+    if run.next_batch < end:
+      return self._logbook.metrics(run)
     self._logbook.end_steps(run)
     losses, hits = self._programs.evaluate(run, self.parts.validation)
     run.epoch += 1

@@ -6,7 +6,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,6 +123,8 @@ class Lab:
     *overrides: str,
     config: str = CONFIG,
     cached: bool = True,
+    flags: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
   ) -> Process:
     """Starts a run, or goes on with the one of this name.
 
@@ -132,6 +134,8 @@ class Lab:
       overrides: such as "train.epochs=2".
       config: the config file.
       cached: whether compiled programs are shared with other runs.
+      flags: more of them.
+      env: more of the environment.
     """
     path = self.folder / name
     command = [
@@ -140,8 +144,9 @@ class Lab:
       f"--config={config}:{profile}",
       f"--workdir={path}",
       *(f"--config.{override}" for override in overrides),
+      *flags,
     ]
-    env = dict(self.env)
+    env = {**self.env, **(env or {})}
     if not cached:
       del env["JAX_COMPILATION_CACHE_DIR"]
     popen = subprocess.Popen(
