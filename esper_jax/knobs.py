@@ -43,6 +43,9 @@ FREE_KEYS = (
   "checkpoint.keep_last",
   "checkpoint.keep_best",
   "oona.fsync",
+  "oona.redis_url",
+  "oona.redis_stream",
+  "oona.redis_flush_seconds",
   "tezzeret.guesses",
   "tezzeret.guess_seconds",
   "tezzeret.max_programs",
@@ -268,6 +271,11 @@ KNOBS: dict[str, Knob] = {
   "checkpoint.keep_last": _POSITIVE,
   "checkpoint.keep_best": _COUNT,
   "oona.fsync": _SWITCH,
+  "oona.redis_url": _TEXT,
+  "oona.redis_stream": Knob(
+    lambda v: isinstance(v, str) and v != "", "a text that is not empty"
+  ),
+  "oona.redis_flush_seconds": _number("[0, inf)"),
   "mesh.data": _COUNT,
   "mesh.parameters": _choice("replicated", "sharded"),
   "mesh.shard_from": _POSITIVE,

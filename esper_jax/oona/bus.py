@@ -44,6 +44,23 @@ Event = dict[str, Any]
 Sink = Callable[[Event], None]
 
 
+class Health(NamedTuple):
+  """How a sink is that works beside the run.
+
+  Attributes:
+    state: "ready"; "degraded", it fails and tries again; "failed", it has
+      given up.
+    queued: events that it has yet to pass on.
+    dropped: events that it never will.
+    error: the latest, in one line; "" where all is well.
+  """
+
+  state: str
+  queued: int = 0
+  dropped: int = 0
+  error: str = ""
+
+
 class _Subscription(NamedTuple):
   sink: Sink
   name: str

@@ -197,6 +197,7 @@ class Trainer:
     """Finishes what is being written, lets the directory go; idempotent."""
     self._programs.forge.close()
     self._kernels.close()
+    self._store.flush(self._display.part)
     self._display.close()
     self._store.close()
 
@@ -302,8 +303,7 @@ class Trainer:
 
   def _complete(self) -> dict[str, Any]:
     """Reads the test set, for the first and only time, and reports."""
-    test = self.config.eval.test
-    figures = self._programs.final_figures(self.run, test=test)
+    figures = self._programs.final_figures(self.run, test=self.config.eval.test)
     self._store.wait()
     self._publish("run_finished", status="completed", **figures)
     return self._finish("completed", **figures)
