@@ -31,11 +31,15 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 def pytest_collection_modifyitems(items):
-  if os.environ.get("ESPER_TEST_FULL") == "1":
-    return
-  for item in items:
-    if item.get_closest_marker("full"):
-      item.add_marker(pytest.mark.skip(reason="long; make test-all runs it"))
+  for name, variable, reason in (
+    ("full", "ESPER_TEST_FULL", "long; make test-all runs it"),
+    ("services", "ESPER_TEST_SERVICES", "make test-services runs it"),
+  ):
+    if os.environ.get(variable) == "1":
+      continue
+    for item in items:
+      if item.get_closest_marker(name):
+        item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(scope="module", autouse=True)
