@@ -36,7 +36,7 @@ _HURRY_SECONDS = 0.2  # between them when the run has ended
 _FEW, _MANY = 10, 1000  # entries that are looked through at once
 _BLOCK_MS = 1000  # for which a follower's question stays with the server
 
-Fields = Mapping[bytes, bytes]
+_Fields = Mapping[bytes, bytes]
 
 
 class RedisSink:
@@ -244,7 +244,7 @@ def follow(
     pause = min(2 * pause, _LONGEST_PAUSE)
 
 
-def _is_new(entry: Followed, fields: Fields, seen: dict[int, int]) -> bool:
+def _is_new(entry: Followed, fields: _Fields, seen: dict[int, int]) -> bool:
   """Whether an event was not yielded; notes it, and forgets what is void."""
   mark = hash(fields[b"event"])
   if seen.get(entry.at) == mark:
@@ -255,7 +255,7 @@ def _is_new(entry: Followed, fields: Fields, seen: dict[int, int]) -> bool:
   return True
 
 
-def _read(fields: Fields) -> Followed | None:
+def _read(fields: _Fields) -> Followed | None:
   """What an entry holds; None where it is not one of ours."""
   try:
     at, event = int(fields[b"at"]), json.loads(fields[b"event"])
@@ -285,4 +285,4 @@ def _bytes(path: Path, start: int, size: int) -> bytes:
 def _words(error: BaseException) -> str:
   """The first line of an error, or its kind; of a pipeline's, the reason."""
   line = str(error).partition("\n")[0].rpartition("caused error: ")[2]
-  return line or type(error).__name__
+  return line.rstrip(".") or type(error).__name__

@@ -206,8 +206,9 @@ class Store:
       reason = self.redis.health().error or "it did not answer in time"
       tell(
         "oona",
-        f"{missing} events have not reached {self.redis.place} ({reason});"
-        f" they are in {self._work.events}, and the same command sends them",
+        f"events that have not reached {self.redis.place}: {missing}"
+        f" ({reason}); {self._work.events} has them, and the same command"
+        " sends them",
       )
 
   def _sync_logs(self) -> None:

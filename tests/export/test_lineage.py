@@ -9,6 +9,7 @@ from esper_jax import InputError
 from esper_jax.export import command_line, lineage
 from esper_jax.oona.bus import Bus
 from esper_jax.oona.jsonl import JsonlWriter
+from tests.oona.sample_events import publish
 
 BORN = {"type": "germinated", "slot": "a", "key": "x", "blueprint": "dense"}
 HELD = {"type": "stage_changed", "slot": "a", "now": "HOLDING"}
@@ -173,7 +174,7 @@ def test_changes_are_those_up_to_the_checkpoint(tmp_path):
   for epoch, kind in enumerate(
     ["run_started", "germinated", "checkpoint", "decision", "culled"]
   ):
-    bus.publish(kind, epoch=epoch, step=epoch, slot="a")
+    publish(bus, kind, epoch=epoch, step=epoch)
   log.close()
 
   def kinds(before):

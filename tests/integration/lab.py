@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from esper_jax.oona import jsonl
-from esper_jax.oona.bus import RUN_EVENTS
+from esper_jax.oona.events import RUN_EVENTS
 from esper_jax.tolaria import checkpoints, workdir
 
 ROOT = Path(__file__).parents[2]

@@ -12,6 +12,7 @@ from esper_jax.oona import jsonl, redis_stream
 from esper_jax.oona.bus import Bus, Health
 from esper_jax.oona.redis_stream import RedisSink, follow
 from esper_jax.types import InputError
+from tests.oona.sample_events import publish
 
 STREAM = b"esper"
 
@@ -31,7 +32,7 @@ class Log:
 
   def publish(self, *steps):
     for step in steps:
-      self.bus.publish("decision", epoch=0, step=step)
+      publish(self.bus, "decision", step=step)
 
   def lines(self):
     return self.path.read_bytes().splitlines()

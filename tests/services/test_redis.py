@@ -17,6 +17,7 @@ from esper_jax.oona.bus import Bus
 from esper_jax.oona.redis_stream import RedisSink, follow
 from esper_jax.types import InputError
 from tests.integration.lab import Lab, check_same, environment
+from tests.oona.sample_events import publish
 
 pytestmark = pytest.mark.services
 SECONDS = 60.0  # within which what must happen happens
@@ -145,11 +146,11 @@ def test_every_event_gets_there_though_the_server_is_killed(
   bus.subscribe(sink)
   for part in range(3):
     for step in range(2000):
-      bus.publish("decision", epoch=part, step=step)
+      publish(bus, "decision", epoch=part, step=step)
       if step % 100 == 0:
         time.sleep(0.002)  # or the sink would send all at once
     server.kill()
-    bus.publish("culled", epoch=part, step=2000)
+    publish(bus, "culled", epoch=part, step=2000)
     wait_until(lambda: sink.health().state == "degraded")
     server.start()
   assert sink.close(SECONDS) == 0

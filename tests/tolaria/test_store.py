@@ -64,7 +64,8 @@ def test_a_run_goes_on_without_a_server_and_sends_all_later(watch, small_redis):
   events = jsonl.read(run.path / "events.jsonl")
   first, last = display.said
   assert "; it fails now (" in first and "refused" in first
-  assert last.startswith(f"{len(events)} events have not reached Redis at ")
+  assert last.startswith("events that have not reached Redis at ")
+  assert f": {len(events)} (" in last
   assert "refused" in last and "the same command sends them" in last
   run.trainer.shutdown()
   assert len(display.said) == 2
