@@ -6,7 +6,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 STORE := esper_jax/urza/store
 
 .PHONY: help demo test coverage test-all lint format kernels kernels-check
-.PHONY: clean install-run install-test
+.PHONY: clean install-run install-test test-services
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -26,6 +26,11 @@ coverage: install-test  ## the quick tests, half as fast, and what they miss
 
 test-all:  ## every test at its full count on Python 3.11 and 3.12
 	PYTEST_ARGS='$(PYTEST_ARGS)' .ci/full
+
+# None is skipped: what is missing is installed, or the target fails.
+test-services: install-test  ## tests of Redis and a browser, which it installs
+	.ci/services
+	ESPER_TEST_SERVICES=1 $(BIN)/python -m pytest -m services tests/services
 
 lint: install-test  ## ruff and pyrefly
 	$(BIN)/ruff check .

@@ -25,7 +25,7 @@ from esper_jax.knobs import (
   are_names,
   nearest,
 )
-from esper_jax.oona import growth_log, lineage
+from esper_jax.oona import growth_log, lineage, redis_url
 from esper_jax.types import InputError
 
 # Keys whose names may be written as one text: "a,b".
@@ -230,6 +230,8 @@ def _check_together(flat: Mapping[str, Any]) -> None:
     "what is there from the start has no times; give slots, or leave out"
     " --config.tamiyo.replay_final",
   )
+  if flat["oona.redis_url"]:
+    redis_url.check(flat["oona.redis_url"], name="--config.oona.redis_url")
   if replay:
     growth_log.read_lives(replay)  # or say what is wrong with it
   require(

@@ -178,6 +178,12 @@ def get_config() -> ConfigDict:
   config.oona = ConfigDict()
   # whether events are brought to the disk at once, or with each checkpoint
   config.oona.fsync = True
+  # server to which events are copied, such as redis://localhost:6379/0; "" =
+  # none. ESPER_REDIS_PASSWORD, where set, is its password
+  config.oona.redis_url = ""
+  config.oona.redis_stream = "esper"  # key of the stream there
+  # that a run waits at its end for the stream to have every event
+  config.oona.redis_flush_seconds = 5.0
 
   config.nissa = ConfigDict()
   # whether the run directory gets a report.html, rewritten while it trains

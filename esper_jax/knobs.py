@@ -47,6 +47,9 @@ FREE_KEYS = (
   "nissa.report",
   "nissa.tensorboard",
   "nissa.wandb",
+  "oona.redis_url",
+  "oona.redis_stream",
+  "oona.redis_flush_seconds",
   "tezzeret.guesses",
   "tezzeret.guess_seconds",
   "tezzeret.max_programs",
@@ -276,6 +279,11 @@ KNOBS: dict[str, Knob] = {
   "nissa.report": _SWITCH,
   "nissa.tensorboard": _SWITCH,
   "nissa.wandb": _TEXT,
+  "oona.redis_url": _TEXT,
+  "oona.redis_stream": Knob(
+    lambda v: isinstance(v, str) and v != "", "a text that is not empty"
+  ),
+  "oona.redis_flush_seconds": _number("[0, inf)"),
   "mesh.data": _COUNT,
   "mesh.parameters": _choice("replicated", "sharded"),
   "mesh.shard_from": _POSITIVE,

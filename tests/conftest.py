@@ -65,6 +65,17 @@ def no_program_cache():
   compilation_cache.reset_cache()
 
 
+@pytest.fixture
+def small_redis(monkeypatch):
+  """A server of streams in this process; see tests/oona/small_redis.py."""
+  from tests.oona.small_redis import SmallRedis
+
+  monkeypatch.delenv("ESPER_REDIS_PASSWORD", raising=False)
+  server = SmallRedis()
+  yield server
+  server.stop()
+
+
 def _mappings() -> int:
   try:
     with open("/proc/self/maps", "rb") as lines:

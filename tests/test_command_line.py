@@ -210,7 +210,8 @@ def test_help_lists_everything(monkeypatch, capsys):
   assert main.main(["main.py", "--help"]) == 0
   text = capsys.readouterr().out
   assert all(len(line) <= 80 for line in text.splitlines())
-  switches = ("replay_final", "dry_run", "control", "verbose", "quiet", "help")
+  switches = ("replay_final", "dry_run", "control", "distributed")
+  switches += ("verbose", "quiet", "help")
   for flag in ("config", "workdir", *usage.REPLAY, *switches):
     assert f"\n  --{flag}" in text
   assert text.count("(default: ") == 1 + len(switches)

@@ -285,6 +285,13 @@ def test_what_must_hold_between_keys(changes, says):
   assert says in refusal(**changes)
 
 
+def test_a_server_is_named_by_a_url_that_is_not_repeated():
+  said = refusal(oona__redis_url="redis://:secret@host:port")
+  assert said.startswith("--config.oona.redis_url: its host or port")
+  assert "secret" not in said
+  assert "must be a text that is not empty" in refusal(oona__redis_stream="")
+
+
 def test_knobs_that_are_off_are_not_compared():
   config_lib.validate(edited(data__name="digits", data__cutout_size=9))
   config_lib.validate(

@@ -10,7 +10,6 @@ import pytest
 
 from esper_jax.kasmina import blueprints
 from esper_jax.oona import jsonl
-from esper_jax.oona.bus import PROCESS_EVENTS, RUN_EVENTS
 from esper_jax.types import SlotSpec, Stage
 
 ROOT = Path(__file__).parents[1]
@@ -87,13 +86,6 @@ def test_read_a_run(tmp_path, monkeypatch, capsys):
   names = run("docs/read_a_run.md")
   assert capsys.readouterr().out == "2 0.75\n"
   assert names["culls"][0]["slot"] == "a"
-
-
-def test_every_event_is_explained():
-  text = (ROOT / "docs/read_a_run.md").read_text()
-  told = re.findall(r"^\| `(\w+)`( \*)? \|.*\|.*\|$", text, re.M)
-  assert tuple(name for name, process in told if not process) == RUN_EVENTS
-  assert tuple(name for name, process in told if process) == PROCESS_EVENTS
 
 
 def test_own_loop():

@@ -22,6 +22,7 @@ CHECKS = (
   "program_cache",
   "kernels",
   "data",
+  "redis",
 )
 _FLAGS = ("config", "json", "help")
 _ABOUT = """\
@@ -121,6 +122,9 @@ def _settings(source: str, rest: list[str]) -> Settings:
     registry=config.urza.dir,
     trusted=config.urza.trusted,
     data=data_options(config),
+    redis=(config.oona.redis_url, config.oona.redis_stream)
+    if config.oona.redis_url
+    else None,
   )
 
 

@@ -25,7 +25,7 @@ NAMED = (
   "ml-collections",
   "numpy",
 )
-EXTRAS = ("cuda12", "triton", "images")  # whose packages a run may use
+EXTRAS = ("cuda12", "triton", "images", "redis")  # whose packages a run may use
 OPTIONAL = ("triton", "jax-triton")  # told where they are, as those of extras
 
 Find = Callable[[str], Any]

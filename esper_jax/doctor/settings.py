@@ -13,9 +13,11 @@ class Settings(NamedTuple):
     trusted: `urza.trusted`.
     data: what `data.datasets.load` takes, "name" among it; None looks for
       the data sets that can be downloaded.
+    redis: (`oona.redis_url`, `oona.redis_stream`); None where there is none.
   """
 
   program_cache: str = ""
   registry: str = ""
   trusted: tuple[str, ...] = ()
   data: Mapping[str, Any] | None = None
+  redis: tuple[str, str] | None = None

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class Behind:
   def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
     self.tell(self._display.epoch, metrics, slots)
 
-  def event(self, event: dict[str, Any]) -> None:
+  def event(self, event: Mapping[str, Any]) -> None:
     self.tell(self._display.event, event)
 
   def finish(self, result: dict[str, Any], workdir: Path) -> None:

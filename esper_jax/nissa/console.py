@@ -1,6 +1,7 @@
 """What a run shows on the terminal: a line per part, per epoch, per event."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -103,7 +104,7 @@ class Console:
     if self._panel:
       self._panel.epoch(metrics, slots)
 
-  def event(self, event: dict[str, Any]) -> None:
+  def event(self, event: Mapping[str, Any]) -> None:
     """One line, indented under the epochs."""
     if event["type"] in _SHOWN or self._verbosity >= VERBOSE:
       self._line(f"    {describe(event)}")
@@ -141,7 +142,7 @@ class Console:
       self._verbosity = QUIET
 
 
-def describe(event: dict[str, Any]) -> str:
+def describe(event: Mapping[str, Any]) -> str:
   """An event as a line: what, where, its figures, why."""
   if event["type"] == "stage_changed":
     what = f"{event['was'].lower()} -> {event['now'].lower()}"

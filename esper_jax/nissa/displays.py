@@ -63,7 +63,7 @@ class Displays:
     """Passes it on."""
     self._tell("epoch", metrics, slots)
 
-  def event(self, event: dict[str, Any]) -> None:
+  def event(self, event: Mapping[str, Any]) -> None:
     """Passes it on."""
     self._tell("event", event)
 

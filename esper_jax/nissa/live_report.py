@@ -1,7 +1,7 @@
 """Keeps the report of a run that goes on up to date."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ class LiveReport(Silent):
     self._spent = self._cost = 0.0  # in all, and of the last report; seconds
     self._under_way = False
 
-  def event(self, event: dict[str, Any]) -> None:
+  def event(self, event: Mapping[str, Any]) -> None:
     """Notes that this process does something: the report will be another."""
     self._under_way = True
 

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from typing import Any
 
 from esper_jax.oona import growth_log, jsonl
-from esper_jax.oona.bus import EVENT_TYPES, PROCESS_EVENTS
+from esper_jax.oona.events import EVENT_TYPES, PROCESS_EVENTS
 from esper_jax.types import InputError
 
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"

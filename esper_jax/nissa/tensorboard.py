@@ -96,7 +96,7 @@ class TensorBoard:
     if self._stages[-1] != self._stages[-2:][0]:
       self._draw()
 
-  def event(self, event: dict[str, Any]) -> None:
+  def event(self, event: Mapping[str, Any]) -> None:
     """An event of growth, in words."""
     if "slot" in event:
       self._writer.add_text(event["type"], describe(event), event["step"])

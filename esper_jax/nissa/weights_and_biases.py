@@ -78,7 +78,7 @@ class WeightsAndBiases:
     self._step = metrics.step
     self._run.log(figures.of_epoch(metrics, slots), step=metrics.step)
 
-  def event(self, event: dict[str, Any]) -> None:
+  def event(self, event: Mapping[str, Any]) -> None:
     """An event of growth, in words."""
     if "slot" in event:
       self._run.log(

@@ -1,47 +1,17 @@
-"""The event bus: one publisher's line reaches every sink that asked for it."""
+"""The event bus: what is published reaches every sink that asked for it."""
 
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from esper_jax.oona import events
+from esper_jax.oona.events import EVENT_TYPES, RUN_EVENTS
 from esper_jax.oona.health import Health, State
+from esper_jax.oona.record import STAMP, Event
 from esper_jax.types import RunFailedError
 
-VERSION = 1  # of the event line; `v`
-
-# What the run did: the same config and seed publish the same ones again, so
-# each takes the next number of a counter that lives in the run's state.
-RUN_EVENTS = (
-  "run_started",
-  "decision",
-  "germinated",
-  "stage_changed",
-  "gate_refused",
-  "fossilized",
-  "culled",
-  "embargo_ended",
-  "growth_cancelled",
-  "rolled_back",
-  "quarantined",
-  "run_finished",
-)
-# What this process did: a resumed run has others than an uninterrupted one,
-# so they carry no number (id is null) and shift nobody else's.
-PROCESS_EVENTS = (
-  "resumed",
-  "compile",
-  "kernel_fallback",
-  "policy_fallback",
-  "checkpoint",
-  "fault",
-  "interrupted",
-)
-EVENT_TYPES = RUN_EVENTS + PROCESS_EVENTS
-_OWN = ("v", "id", "seq", "time")
-
-Event = dict[str, Any]
 Sink = Callable[[Event], None]
 
 
@@ -92,7 +62,7 @@ class Bus:
     """Adds a sink.
 
     Args:
-      sink: called with a copy of each event, from the publisher's thread.
+      sink: called with each event, from the publisher's thread.
       types: the event types it wants; None means all.
       required: whether the run must stop when the sink fails. Required sinks
         are served first, so that a record exists before anyone shows it.
@@ -105,7 +75,7 @@ class Bus:
       ValueError: an unknown type.
     """
     for kind in types or ():
-      _check_type(kind)
+      events.of_type(kind)
     own = name or getattr(sink, "__qualname__", type(sink).__name__)
     wanted = frozenset(EVENT_TYPES if types is None else types)
     subscription = _Subscription(sink, own, wanted, required)
@@ -135,37 +105,32 @@ class Bus:
       type: one of EVENT_TYPES.
       epoch: epochs completed.
       step: steps completed.
-      slot: the slot it is about; left out of the event when None.
-      **fields: further entries of the line.
+      slot: the slot it is about, where the type has one.
+      **fields: the other fields of the type.
 
     Returns:
-      The event: {v, id, seq, time, epoch, step, type, slot?, ...}. `id` counts
-      the run's events (null for PROCESS_EVENTS), `seq` this process's.
+      The event. `id` counts the run's events (None of what a process did),
+      `seq` this process's.
 
     Raises:
       RunFailedError: a required sink failed.
-      ValueError: an unknown type, or a field the bus itself sets.
+      ValueError: an unknown type, a field that is unknown or missing, or one
+        that the bus itself sets.
     """
-    _check_type(type)
-    taken = [key for key in fields if key in _OWN]
+    taken = [name for name in fields if name in STAMP]
     if taken:
-      raise ValueError(
-        f"event '{type}': the bus sets {', '.join(_OWN)}; rename the field"
-        f" {', '.join(taken)}"
-      )
+      raise ValueError(f"event '{type}': the bus sets {', '.join(taken)}")
+    if slot is not None:
+      fields["slot"] = slot
     with self._lock:
-      event: Event = {
-        "v": VERSION,
+      stamp = {
         "id": self.next_id if type in RUN_EVENTS else None,
         "seq": self._seq,
         "time": self._clock(),
         "epoch": epoch,
         "step": step,
-        "type": type,
       }
-      if slot is not None:
-        event["slot"] = slot
-      event.update(fields)
+      event = events.make(type, stamp | fields)
       self._seq += 1
       self.next_id += type in RUN_EVENTS
       for subscription in tuple(self._subscriptions):
@@ -181,11 +146,9 @@ class Bus:
     name, error = tuple(self.last_failure.items())[-1]
     return Health(State.DEGRADED, dropped=drops, error=f"{name}: {error}")
 
-  def _deliver(
-    self, subscription: _Subscription, event: Mapping[str, Any]
-  ) -> None:
+  def _deliver(self, subscription: _Subscription, event: Event) -> None:
     try:
-      subscription.sink(dict(event))
+      subscription.sink(event)
     except Exception as error:
       if not subscription.required:
         self.last_failure[subscription.name] = repr(error)
@@ -195,12 +158,5 @@ class Bus:
         raise
       raise RunFailedError(
         f"the run needs '{subscription.name}', which failed on event"
-        f" '{event['type']}': {error!r}"
+        f" '{event.type}': {error!r}"
       ) from error
-
-
-def _check_type(type: str) -> None:
-  if type not in EVENT_TYPES:
-    raise ValueError(
-      f"unknown event type '{type}'; valid: {', '.join(EVENT_TYPES)}"
-    )

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from esper_jax.oona import jsonl
-from esper_jax.oona.bus import EVENT_TYPES, RUN_EVENTS, VERSION
+from esper_jax.oona.events import EVENT_TYPES, RUN_EVENTS
+from esper_jax.oona.record import VERSION
 from esper_jax.types import InputError, Path, Stage
 
 _ADVICE = (
@@ -167,7 +168,7 @@ def standing(
     advice: what an error says to do.
 
   Returns:
-    (line number, event) of `bus.RUN_EVENTS`, in order.
+    (line number, event) of `events.RUN_EVENTS`, in order.
 
   Raises:
     InputError: there is no such log, or a line is not what it must be; it

@@ -3,6 +3,7 @@
 A display never changes a run: it is told, and returns nothing.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -45,8 +46,8 @@ class Display(Protocol):
   def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
     """An epoch boundary was passed; `slots` as in result.json."""
 
-  def event(self, event: dict[str, Any]) -> None:
-    """An event of the bus."""
+  def event(self, event: Mapping[str, Any]) -> None:
+    """An event of the bus, see oona/record.py."""
 
   def finish(self, result: dict[str, Any], workdir: Path) -> None:
     """The run ended; `result` is what result.json holds."""

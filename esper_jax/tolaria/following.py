@@ -41,6 +41,8 @@ def open_store(path: str | Path, config: ConfigDict, parts: Parts) -> Store:
 class Follower(Store):
   """What the store of process 0 says, in a process that writes nothing."""
 
+  redis = None
+
   def __init__(self) -> None:
     """Waits until process 0 has the directory.
 
@@ -71,6 +73,9 @@ class Follower(Store):
 
   def write_result(self, document: Any) -> None:
     """Writes nothing."""
+
+  def flush(self, tell: Any) -> None:
+    """Copies nothing."""
 
   def close(self) -> None:
     """Holds nothing."""

@@ -36,7 +36,8 @@ def show(
     "data": f"{data.source}: {len(data.train_labels)} train,"
     f" {len(data.validation_labels)} validation, {len(data.test_labels)}"
     f" test" + (f", {data.num_classes} classes" if data.num_classes else ""),
-    "oona": f"events to {store.path / 'events.jsonl'}",
+    "oona": f"events to {store.path / 'events.jsonl'}"
+    + (f", and to {store.redis.describe()}" if store.redis else ""),
     "tamiyo": replaying.describe(config)
     if growth.replay is not None
     else f"policy {parts.policy.name}, asked every"

@@ -104,4 +104,6 @@ def start(
     lambda: open_store(workdir, config, parts),
     stop=lambda store: store.close(),
   )
+  if store.redis:
+    roster.start("redis", lambda: store.redis)
   return Started(kernels, parts, programs, growth, fresh, store)

@@ -9,7 +9,8 @@ import contextlib
 import dataclasses
 import os
 import platform
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ import jax
 from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
-from esper_jax.oona import jsonl
+from esper_jax.oona import jsonl, redis_url
 from esper_jax.oona.bus import Bus
+from esper_jax.oona.redis_stream import RedisSink
 from esper_jax.tolaria import checkpoints, processes, recovery, workdir
 from esper_jax.tolaria.accounting import Ledger
 from esper_jax.tolaria.assembly import Parts
@@ -34,7 +36,9 @@ class Store:
 
   Attributes:
     path: the run directory.
+    run_id: what tells the run from others; stays when it is resumed.
     hash: of the config's keys that change results.
+    redis: copies the events to a server; None where the config names none.
     finished: what result.json holds where the run has completed, else None.
       Nothing in the directory is then changed.
     damaged: checkpoints that were passed over.
@@ -52,7 +56,8 @@ class Store:
 
     Raises:
       InputError: it holds another config, a run on other data or from other
-        variables, is in use, or cannot be written.
+        variables, is in use, or cannot be written; or the Redis server is
+        not one that events can go to.
     """
     self.hash = config_lib.config_hash(config)
     data_sha256 = parts.data.sha256
@@ -68,9 +73,11 @@ class Store:
       self._work = workdir.acquire(path)
       stack.callback(self._work.release)
       self.path = self._work.path
+      self.run_id = _run_id(self._work)
       self._work.claim(
         {
-          "config": config.to_dict(),
+          "config": _without_password(config),
+          "run": self.run_id,
           "config_hash": self.hash,
           "data_sha256": data_sha256,
           "start_sha256": start_sha256,
@@ -104,6 +111,11 @@ class Store:
         keep_best=config.checkpoint.keep_best,
       )
       stack.callback(self._writer.close)
+      self.redis = _redis(self._work, config, self.run_id)
+      self._flush_seconds = config.oona.redis_flush_seconds
+      self._flushed = False
+      if self.redis:
+        stack.callback(self.redis.close, 0.0)
       self._closing = stack.pop_all()
 
   def shared(self) -> dict[str, Any]:
@@ -123,6 +135,8 @@ class Store:
   def attach(self, bus: Bus) -> None:
     """Sends every event to events.jsonl; the run needs it."""
     bus.subscribe(self._events.append, required=True, name="events.jsonl")
+    if self.redis:
+      bus.subscribe(self.redis, name="redis")
     bus.next_id = self._next_event
 
   def resume(self, fresh: Run, parts: Parts) -> tuple[Run, bool]:
@@ -195,6 +209,24 @@ class Store:
     self._sync_logs()
     workdir.write_json(self._work.result, document)
 
+  def flush(self, tell: Callable[[str, str], None]) -> None:
+    """Waits a while, once, until the copies of the events are complete.
+
+    Args:
+      tell: called with "oona" and a line where they are not.
+    """
+    if self.redis is None or self._flushed:
+      return
+    self._flushed = True
+    if missing := self.redis.close(self._flush_seconds):
+      reason = self.redis.health().error or "it did not answer in time"
+      tell(
+        "oona",
+        f"events that have not reached {self.redis.place}: {missing}"
+        f" ({reason}); {self._work.events} has them, and the same command"
+        " sends them",
+      )
+
   def _sync_logs(self) -> None:
     self._events.sync()
     self._metrics.sync()
@@ -210,6 +242,30 @@ _NOTHING: Mapping[str, Any] = {
   "offsets": {"events": 0, "metrics": 0},
   "run": {"next_batch": 0, "ledger": Ledger().to_dict()},
 }
+
+
+def _run_id(work: Workdir) -> str:
+  """The id that config.json has, or a new one."""
+  document = workdir.read_json(work.config) or {}
+  return document.get("run") or f"{work.path.name}-{uuid.uuid4().hex[:8]}"
+
+
+def _without_password(config: ConfigDict) -> dict[str, Any]:
+  """What config.json shows of a config."""
+  shown = config.to_dict()
+  url = redis_url.without_password(config.oona.redis_url)
+  return shown | {"oona": shown["oona"] | {"redis_url": url}}
+
+
+def _redis(work: Workdir, config: ConfigDict, run: str) -> RedisSink | None:
+  if not config.oona.redis_url:
+    return None
+  return RedisSink(
+    work.events,
+    run=run,
+    url=config.oona.redis_url,
+    stream=config.oona.redis_stream,
+  )
 
 
 def _check_data(work: Workdir, data_sha256: str) -> None:

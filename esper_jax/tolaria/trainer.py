@@ -190,6 +190,7 @@ class Trainer:
 
   def shutdown(self) -> None:
     """Finishes what is being written, lets the directory go; idempotent."""
+    self._store.flush(self._display.part)
     self.roster.stop()
 
   def _train_epoch(self) -> TrainingMetrics:
@@ -298,8 +299,7 @@ class Trainer:
 
   def _complete(self) -> dict[str, Any]:
     """Reads the test set, for the first and only time, and reports."""
-    test = self.config.eval.test
-    figures = self._programs.final_figures(self.run, test=test)
+    figures = self._programs.final_figures(self.run, test=self.config.eval.test)
     self._store.wait()
     self._publish("run_finished", status="completed", **figures)
     return self._finish("completed", **figures)

@@ -62,6 +62,7 @@ def test_a_config_as_json(home, capsys):
       f"--config.tezzeret.cache_dir={home / 'programs'}",
       "--noconfig.data.download",
       f"--config.urza.dir={home / 'r'}",
+      "--config.oona.redis_url=redis://127.0.0.1:1",
       "--json",
     ]
   )
@@ -72,6 +73,7 @@ def test_a_config_as_json(home, capsys):
   assert found["data"]["found"].startswith("scikit-learn's handwritten digits")
   assert str(home / "r") in found["registry"]["found"]
   assert found["jax"]["level"] == "ok"
+  assert found["redis"]["level"] == "warn"
 
 
 def test_a_damaged_registry_fails(home, capsys):

@@ -9,8 +9,10 @@ which is what a knob that nobody reads would give.
 import hashlib
 import json
 import os
+import re
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,6 +36,7 @@ from esper_jax.oona import jsonl
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tezzeret import disk
 from esper_jax.tolaria import assembly, governor, layout
+from esper_jax.tolaria.display import Silent
 from esper_jax.tolaria.kernels import Kernels
 from esper_jax.tolaria.run import unknown_signals
 from esper_jax.tolaria.trainer import Trainer
@@ -296,6 +299,22 @@ def shown_by(config: ConfigDict) -> Any:
     return [name for name in names if (Path(folder) / name).exists()]
 
 
+def copies(config: ConfigDict) -> Any:
+  """Where the events go, and whether the end of a run waits for it."""
+  told = []
+
+  class Display(Silent):
+    def part(self, name, text):
+      told.append(text)
+
+  with tempfile.TemporaryDirectory() as folder:
+    trainer = Trainer(config, Path(folder) / "run", display=Display())
+    start = time.monotonic()
+    trainer.shutdown()
+    waited = time.monotonic() - start > 0.5
+  return re.findall(r"and to (Redis at \S+, stream \S+),", told[1]), waited
+
+
 def timing_dependent(config: ConfigDict) -> Any:
   return run(config).result["timing_dependent"]
 
@@ -481,6 +500,11 @@ def placement(config: ConfigDict) -> str:
   return str(own.place("train", ({"w": w}, {}, w, w, rows)))
 
 
+# A server that is not there.
+COPY = {
+  "oona.redis_url": "redis://127.0.0.1:1",
+  "oona.redis_flush_seconds": 0.0,
+}
 WSD = {"optimizer.schedule": "wsd", "train.epochs": 2}
 URZA = {
   "urza.dir": "kernels",
@@ -615,6 +639,9 @@ CASES: dict[str, Case] = {
       "checkpoint.keep_last": 1,
     },
   ),
+  "oona.redis_url": Case("redis://127.0.0.1:1", copies),
+  "oona.redis_stream": Case("other", copies, COPY),
+  "oona.redis_flush_seconds": Case(0.6, copies, COPY),
   # Programs that are done at once are told of at once, and synced together.
   "oona.fsync": Case(True, syncs, {"tezzeret.threads": 0}),
   "nissa.report": Case(False, shown_by),

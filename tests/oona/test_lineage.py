@@ -10,6 +10,7 @@ from esper_jax.export import command_line
 from esper_jax.oona import lineage
 from esper_jax.oona.bus import Bus
 from esper_jax.oona.jsonl import JsonlWriter
+from tests.oona.sample_events import publish
 
 BORN = {"type": "germinated", "slot": "a", "key": "x", "blueprint": "dense"}
 HELD = {"type": "stage_changed", "slot": "a", "now": "HOLDING"}
@@ -199,7 +200,7 @@ def test_changes_are_those_up_to_the_checkpoint(tmp_path):
   for epoch, kind in enumerate(
     ["run_started", "germinated", "checkpoint", "decision", "culled"]
   ):
-    bus.publish(kind, epoch=epoch, step=epoch, slot="a")
+    publish(bus, kind, epoch=epoch, step=epoch)
   log.close()
 
   def kinds(before):
