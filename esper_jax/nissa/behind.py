@@ -44,7 +44,9 @@ class Behind:
     self._patience = patience
     self._closed = False
     self._calls: queue.Queue[_Call | None] = queue.Queue(capacity)
-    self._thread = threading.Thread(target=self._work, daemon=True)
+    self._thread = threading.Thread(
+      target=self._work, name="nissa", daemon=True
+    )
     self._thread.start()
 
   @property

@@ -12,6 +12,7 @@ from benchmarks import (
   bottleneck,
   demo_gain,
   loop_efficiency,
+  observability_cost,
 )
 from esper_jax.data import datasets
 from esper_jax.kasmina import blueprints
@@ -100,6 +101,19 @@ def test_loop_efficiency(tmp_path, capsys):
   assert low <= shape["median"] <= high
   assert shape["strict_median"] <= shape["median"]
   assert "of the bare loop's speed" in capsys.readouterr().out
+
+
+def test_observability_cost(tmp_path, capsys):
+  path = tmp_path / "out.json"
+  flags = ["--config=configs/digits.py:smoke", f"--json={path}"]
+  observability_cost.main(flags)
+  figures = read(path)
+  parts = ("report", "tensorboard", "console", "histograms", "threads")
+  total = sum(figures[name] for name in parts)
+  assert figures["share"] == pytest.approx(total / figures["seconds"])
+  assert all(figures[name] > 0 for name in parts[:3])
+  assert figures["dropped"] == 0
+  assert "of the training thread" in capsys.readouterr().out
 
 
 def test_random_cifar_is_a_data_set(tmp_path):
