@@ -38,6 +38,7 @@ def run(name: str) -> dict:
   return names
 
 
+@pytest.mark.full
 def test_own_model(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   names = run("docs/own_model.md")

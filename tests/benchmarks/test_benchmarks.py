@@ -76,6 +76,7 @@ def test_bottleneck(tmp_path, capsys):
   assert "first choice at the narrowed stage" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_bottleneck_without_any_growth(tmp_path):
   path = tmp_path / "out.json"
   flags = ["--seeds=1", f"--json={path}", *TINY]

@@ -125,6 +125,7 @@ def test_without_a_gpu_nothing_is_run(tmp_path, capsys):
   assert capsys.readouterr().out == f"not run: {peers_gpu.NO_GPU}\n"
 
 
+@pytest.mark.full
 def test_smoke_runs_our_steps(tmp_path, capsys, monkeypatch):
   without_torch(monkeypatch)
   document = run(peers_gpu.main, tmp_path / "out.json", "--smoke")

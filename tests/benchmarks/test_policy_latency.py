@@ -3,10 +3,12 @@
 import json
 
 import numpy as np
+import pytest
 
 from benchmarks import policy_latency
 
 
+@pytest.mark.full
 def test_what_a_decision_takes(tmp_path, capsys):
   path = tmp_path / "figures.json"
   sizes = ["--slots=3", "--blueprints=2", "--repeats=4"]

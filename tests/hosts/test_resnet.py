@@ -114,6 +114,7 @@ def test_a_block_whose_convolutions_are_zero_is_its_relu_shortcut():
   )
 
 
+@pytest.mark.full
 def test_it_learns_and_tracks_batch_statistics():
   host = make_host("resnet8", num_classes=2, width=4)
   images = jax.random.normal(jax.random.key(0), (16, 8, 8, 1))

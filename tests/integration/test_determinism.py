@@ -18,6 +18,7 @@ def test_two_runs_are_equal_bit_for_bit(lab, whole, same):
   same(lab.run("again"), whole)
 
 
+@pytest.mark.full
 def test_another_seed_is_another_run(lab, whole):
   other = lab.run("other", "grow", "seed=1", "train.max_steps=8")
   lines = other.metrics()

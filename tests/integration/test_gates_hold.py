@@ -75,6 +75,7 @@ def test_a_useless_seed_is_culled(tmp_path, blueprint, seed):
   assert result["params_final"] == result["params_initial"]
 
 
+@pytest.mark.full
 def test_a_useful_seed_is_fossilized(tmp_path):
   passed = 0
   for seed in range(SEEDS):

@@ -41,6 +41,7 @@ def test_a_replay_on_the_same_seed_is_the_same_network(lab, whole, replay):
   assert whole.result["ablation_flops"] > 0
 
 
+@pytest.mark.full
 def test_a_replay_on_another_seed_grows_alike(lab, whole, replay):
   left = lab.run("other", "grow", *replay, "seed=1")
   assert growth(left) == growth(whole)

@@ -110,6 +110,7 @@ def test_a_completed_run_only_shows_its_result(lab):
   assert len(left.events("run_finished")) == 1
 
 
+@pytest.mark.full
 def test_another_config_is_refused(lab):
   left = lab.run("static", "static")
   before = left.files()
@@ -123,6 +124,7 @@ def test_another_config_is_refused(lab):
   assert lab.start("static", "static", "checkpoint.keep_last=1").end()[0] == 0
 
 
+@pytest.mark.full
 def test_two_processes_do_not_share_a_directory(lab):
   first = lab.start("shared", "static", "train.epochs=500")
   assert first.wait_until(lambda: first.left.size() > 0)

@@ -77,6 +77,7 @@ def test_a_rate_that_is_too_high_is_halved_until_it_is_not(lab):
   assert math.isfinite(result["val_loss"])
 
 
+@pytest.mark.full
 def test_a_run_that_cannot_be_helped_fails(lab):
   process = lab.start("fail", "static", *BOOM, "optimizer.learning_rate=1e30")
   code, _, err = process.end()

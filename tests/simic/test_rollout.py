@@ -42,6 +42,7 @@ def played(keys):
   )
 
 
+@pytest.mark.full
 def test_several_devices_give_what_one_gives(tmp_path):
   path = tmp_path / "out.npz"
   env = os.environ | {"JAX_NUM_CPU_DEVICES": "2"}
