@@ -33,7 +33,7 @@ def load_events(
 
   Args:
     run: the run directory.
-    type: only events of this type, or of these; see `oona.bus.EVENT_TYPES`.
+    type: only events of this type, or of these; see `oona.events.EVENT_TYPES`.
     slot: only events about this slot, or these.
 
   Returns:

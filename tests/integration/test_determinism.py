@@ -1,5 +1,7 @@
 """On a CPU a run is a function of its config and seed."""
 
+import pytest
+
 
 def test_the_run_does_what_these_tests_need(whole):
   r = whole.result

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import jax
 import numpy as np
+import pytest
 
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import using
