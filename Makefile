@@ -6,7 +6,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 STORE := esper_jax/urza/store
 
 .PHONY: help demo test coverage test-all lint format kernels kernels-check
-.PHONY: clean install-run install-test test-services
+.PHONY: clean install-run install-test site test-services
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -41,6 +41,10 @@ format: install-test  ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+site:  ## the documentation as a site, in build/site
+	@.ci/venv .venv-docs '[docs]'
+	.venv-docs/bin/python -m mkdocs build --strict --quiet
+
 kernels: install-test  ## compile the kernels that the package brings
 	$(BIN)/python -m esper_jax.urza build --dir=$(STORE) --prune
 
@@ -48,7 +52,7 @@ kernels-check: install-test  ## compile them again and compare byte for byte
 	$(BIN)/python -m esper_jax.urza build --dir=$(STORE) --check
 
 clean:  ## remove environments, caches and builds; runs/ stays
-	rm -rf .venv .venv-py311 .venv-py312 build dist .coverage .coverage.*
+	rm -rf .venv .venv-docs .venv-py311 .venv-py312 build dist .coverage .coverage.*
 	rm -rf .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 

@@ -1,5 +1,6 @@
 """What the documents show runs, block after block, as it stands there."""
 
+import importlib
 import re
 import runpy
 from pathlib import Path
@@ -8,7 +9,10 @@ import jax
 import numpy as np
 import pytest
 
+import esper_jax
 from esper_jax.kasmina import blueprints
+from esper_jax.kasmina.records import REASONS, Reason
+from esper_jax.knobs import KNOBS
 from esper_jax.oona import jsonl
 from esper_jax.types import SlotSpec, Stage
 
@@ -87,6 +91,69 @@ def test_read_a_run(tmp_path, monkeypatch, capsys):
   names = run("docs/read_a_run.md")
   assert capsys.readouterr().out == "2 0.75\n"
   assert names["culls"][0]["slot"] == "a"
+
+
+def test_the_configuration_reference_is_up_to_date(capsys):
+  names = runpy.run_path(str(ROOT / "docs" / "make_configuration.py"))
+  assert names["main"](["--check"]) == 0, capsys.readouterr().out
+  text = (ROOT / "docs" / "configuration.md").read_text()
+  told = re.findall(r"^\| `([\w.]+)`", text, re.M)
+  assert sorted(told) == sorted(KNOBS)
+
+
+def test_gates_say_what_the_documents_say():
+  text = (ROOT / "docs" / "lifecycle.md").read_text()
+  bits = [
+    Reason.TOO_YOUNG,
+    Reason.GRADIENT_UNKNOWN,
+    Reason.NOT_FINITE,
+    Reason.EXPLODING,
+    Reason.CONTRIBUTION_UNKNOWN,
+    Reason.NO_GAIN,
+    Reason.STILL_BLENDING,
+  ]
+  for bit in bits:
+    assert f"| {REASONS[int(bit)]}" in text, bit
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+  for target in re.findall(r"\]\(([^)#]*)[^)]*\)", page.read_text()):
+    if target and "://" not in target:
+      assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_keys_that_are_named_exist(page):
+  """In code, what looks like a key of a section of the config is one."""
+  sections = {key.partition(".")[0] for key in KNOBS if "." in key}
+  text = page.read_text()
+  for word in re.findall(r"`(?:--config\.)?(\w+\.\w+)(?:=[^`]*)?`", text):
+    section, _, name = word.partition(".")
+    if section in sections and name not in ("py", "md"):
+      assert word in KNOBS, word
+
+
+def test_every_public_name_has_a_place_in_the_api_pages():
+  told = re.findall(
+    r"^::: ([\w.]+)$", (ROOT / "docs" / "api.md").read_text(), re.M
+  )
+  public = {getattr(esper_jax, name) for name in esper_jax.__all__}
+  found = set()
+  for path in told:
+    module, _, name = path.rpartition(".")
+    found.add(getattr(importlib.import_module(module), name))
+  assert found == public
+  assert all(thing.__doc__ for thing in public)
+
+
+def test_every_page_is_in_the_sites_navigation():
+  pages = {page.name for page in PAGES} - {"README.md"}
+  text = (ROOT / "mkdocs.yml").read_text()
+  assert set(re.findall(r": (\w+\.md)$", text, re.M)) == pages
 
 
 def test_own_loop():
