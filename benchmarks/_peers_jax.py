@@ -20,6 +20,7 @@ from esper_jax.kasmina.slot import Slot
 from esper_jax.tezzeret.program import Limits
 from esper_jax.tolaria import assembly, hosting, recovery
 from esper_jax.tolaria.assembly import Parts
+from esper_jax.tolaria.profile import Profile
 from esper_jax.tolaria.programs import Programs
 from esper_jax.tolaria.state import TrainState
 from esper_jax.tolaria.steps import empty_sums
@@ -180,6 +181,7 @@ def trainer_block(parts: Parts, state: TrainState, batch: int) -> Block:
     stopping=lambda: False,
     on_compile=lambda compiled: None,
     on_use=lambda seconds: None,
+    profile=Profile((), ""),
   )
   # The trainer donates its state, and the same one may start several blocks.
   own = jax.tree.map(jnp.copy, state)

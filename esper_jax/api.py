@@ -169,7 +169,7 @@ def grow(
       path,
       verbosity=verbosity,
       settings=config_lib.flatten(whole),
-      **whole.nissa.to_dict(),
+      **config_lib.shown(whole),
     )
     trainer = Trainer(
       whole,

@@ -231,7 +231,7 @@ def _train(options: Options) -> None:
       verbosity=options.verbosity if leads else 0,
       settings=config_lib.flatten(config),
       hint=hint,
-      **(config.nissa.to_dict() if leads else {"report": False}),
+      **(config_lib.shown(config) if leads else {"report": False}),
     )
     return Trainer(
       config,

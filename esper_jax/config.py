@@ -64,6 +64,13 @@ def _tidy(key: str, value: Any) -> Any:
   return () if key == "data.augment" and names == ("none",) else names
 
 
+def shown(config: ConfigDict) -> dict[str, Any]:
+  """Returns the keys of `nissa` that a display takes."""
+  keys = config.nissa.to_dict()
+  del keys["profile_steps"]  # of the trainer: no display is told of each step
+  return keys
+
+
 def check_keys(keys: Iterable[str]) -> None:
   """Raises InputError for the first key that does not exist."""
   for key in keys:

@@ -191,6 +191,9 @@ def get_config() -> ConfigDict:
   # whether it gets a folder of event files for TensorBoard
   config.nissa.tensorboard = False
   config.nissa.wandb = ""  # project at Weights & Biases; "" = none
+  # (a, b): JAX's profiler traces the steps from a to before b into the folder
+  # profile of the run directory; () = none
+  config.nissa.profile_steps = ()
 
   # more than one device; results differ by rounding with their number
   config.mesh = ConfigDict()

@@ -47,6 +47,7 @@ FREE_KEYS = (
   "nissa.report",
   "nissa.tensorboard",
   "nissa.wandb",
+  "nissa.profile_steps",
   "oona.redis_url",
   "oona.redis_stream",
   "oona.redis_flush_seconds",
@@ -132,6 +133,16 @@ def _is_appointment(value: Any) -> bool:
     and _is_integer(value[0])
     and value[0] >= 1
     and are_names(value[1:])
+  )
+
+
+def _is_span(value: Any) -> bool:
+  """Whether it is (low, high)."""
+  return (
+    isinstance(value, tuple)
+    and len(value) == 2
+    and all(map(_COUNT.accepts, value))
+    and value[0] < value[1]
   )
 
 
@@ -279,6 +290,10 @@ KNOBS: dict[str, Knob] = {
   "nissa.report": _SWITCH,
   "nissa.tensorboard": _SWITCH,
   "nissa.wandb": _TEXT,
+  "nissa.profile_steps": Knob(
+    lambda v: v == () or _is_span(v),
+    "two steps, the first the lower, such as 10,20, or ()",
+  ),
   "oona.redis_url": _TEXT,
   "oona.redis_stream": Knob(
     lambda v: isinstance(v, str) and v != "", "a text that is not empty"

@@ -79,6 +79,8 @@ def test_profile_and_flags():
       ("norm", "se"),
     ),
     ("--config.host.inner_widths=0,1,0", "host.inner_widths", (0, 1, 0)),
+    ("--config.nissa.profile_steps=10,20", "nissa.profile_steps", (10, 20)),
+    ("--config.nissa.profile_steps=()", "nissa.profile_steps", ()),
     (
       "--config.tamiyo.schedule=((3,'slot1_1','norm'),)",
       "tamiyo.schedule",
@@ -157,6 +159,11 @@ def test_override_in_two_arguments_and_twice():
     (
       [DIGITS, "--config.data.download=maybe"],
       "--config.data.download=maybe: must be True or False",
+    ),
+    (
+      [DIGITS, "--config.nissa.profile_steps=20,10"],
+      "--config.nissa.profile_steps=(20, 10): must be two steps, the first the"
+      " lower, such as 10,20, or ()",
     ),
     (
       [DIGITS, "--config.host.inner_widths=0 1"],

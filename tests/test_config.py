@@ -146,6 +146,15 @@ OUTSIDE = {
     (("3", "slot1_1", "norm"),),
     (3, "slot1_1", "norm"),
   ],
+  "nissa.profile_steps": [
+    None,
+    (10,),
+    (10, 20, 30),
+    (10, 10),
+    (-1, 5),
+    (0, 5.0),
+    (False, 5),
+  ],
   "urza.modules": [("not a module",)],
   "urza.dir": [None],
   "urza.trusted": [("",), ("/data", 1)],
@@ -170,6 +179,7 @@ def test_limits_of_a_range_are_inside():
     "optimizer.momentum": [0.0],
     "host.inner_widths": [(), (0, 1)],
     "tamiyo.schedule": [(), ((1, "slot1", "norm"),)],
+    "nissa.profile_steps": [(), (0, 1)],
     "urza.modules": [(), ("my_seeds", "package.more_seeds")],
     "urza.trusted": [(), ("/data/urza", "~/kernels")],
   }.items():

@@ -219,7 +219,7 @@ def make_timetable(config: ConfigDict, data: Dataset) -> Timetable:
   """Counts steps and epochs.
 
   Raises:
-    InputError: not one full batch.
+    InputError: not one full batch, or no step that shall be traced.
   """
   examples, batch = len(data.train_labels), config.data.batch_size
   if batch > examples:
@@ -232,6 +232,12 @@ def make_timetable(config: ConfigDict, data: Dataset) -> Timetable:
   if config.train.max_steps:
     total = min(total, config.train.max_steps)
     epochs = -(-total // steps)
+  first, end = config.nissa.profile_steps or (0, 0)
+  if first >= total:
+    raise InputError(
+      f"--config.nissa.profile_steps={first},{end}: the run has {total} steps,"
+      f" so the first must be below {total}"
+    )
   return Timetable(steps, epochs, total)
 
 

@@ -15,6 +15,7 @@ from esper_jax.tezzeret.program import Compiled, Limits, Program
 from esper_jax.tolaria import accounting, measure, steps
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.measure import EvalBatch
+from esper_jax.tolaria.profile import Profile
 from esper_jax.tolaria.run import Run
 from esper_jax.tolaria.state import TrainState, evaluation_view
 from esper_jax.types import Path, SlotSpec
@@ -42,6 +43,7 @@ class Programs:
     stopping: Callable[[], bool],
     on_compile: Callable[[Compiled], None],
     on_use: Callable[[float], None],
+    profile: Profile,
   ):
     """Makes the programs known; each is compiled when first needed.
 
@@ -54,6 +56,7 @@ class Programs:
       stopping: whether the run was asked to stop.
       on_compile: told of each compilation.
       on_use: told when a guess came true, with its compile seconds.
+      profile: traces training steps.
     """
     self.forge = Forge(
       cost=accounting.flops,
@@ -66,6 +69,7 @@ class Programs:
     )
     self._parts = parts
     self._layout = parts.layout
+    self._profile = profile
     self._seed = seed
     self._batch = batch_size
     host, slots = parts.host, parts.growth.slots
@@ -197,8 +201,9 @@ class Programs:
     if len(indices) > 1:
       name, rows = "chunk", indices
       program = self._training_program(run, name, indices)
-    run.state, run.sums = self._call(
-      program, name, run.state, run.sums, self._images, self._labels, rows
+    args = run.state, run.sums, self._images, self._labels, rows
+    run.state, run.sums = self._profile.steps(
+      run.next_batch, len(indices), lambda: self._call(program, name, *args)
     )
     run.next_batch += len(indices)
     run.ledger = run.ledger.charge("train", self.step_flops, len(indices))

@@ -9,12 +9,13 @@ from ml_collections import ConfigDict
 from esper_jax.oona.bus import Bus
 from esper_jax.tezzeret import disk
 from esper_jax.tezzeret.program import Compiled
-from esper_jax.tolaria import assembly, policy_fallback, recovery
+from esper_jax.tolaria import assembly, policy_fallback, processes, recovery
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.following import open_store
 from esper_jax.tolaria.given import Given
 from esper_jax.tolaria.growth import Growth
 from esper_jax.tolaria.kernels import Kernels
+from esper_jax.tolaria.profile import Profile
 from esper_jax.tolaria.programs import Programs
 from esper_jax.tolaria.roster import Roster
 from esper_jax.tolaria.run import Run
@@ -78,6 +79,8 @@ def start(
   parts = roster.start(
     "kasmina", lambda: assembly.assemble(config, data, given)
   )
+  traced = config.nissa.profile_steps if processes.leads() else ()
+  profile = Profile(traced, workdir)
   programs = roster.start(
     "tezzeret",
     lambda: Programs(
@@ -89,6 +92,7 @@ def start(
       stopping=stopping,
       on_compile=on_compile,
       on_use=on_use,
+      profile=profile,
     ),
     stop=lambda programs: programs.forge.close(),
   )
@@ -106,4 +110,6 @@ def start(
   )
   if store.redis:
     roster.start("redis", lambda: store.redis)
+  if traced:
+    roster.start("profile", lambda: profile, stop=Profile.close)
   return Started(kernels, parts, programs, growth, fresh, store)

@@ -3,6 +3,7 @@
 workdir/config.json     the full config of the run
         events.jsonl, metrics.jsonl, result.json
         status.json     see tolaria/status.py
+        profile/        see tolaria/profile.py
         checkpoints/    see tolaria/checkpoints.py
         .lock           held while a process uses the directory
 """

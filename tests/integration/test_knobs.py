@@ -290,12 +290,12 @@ def shown_by(config: ConfigDict) -> Any:
   ):
     patch.setitem(sys.modules, "wandb", None)  # not installed
     try:
-      shown = displays.of_run(folder, verbosity=0, **config.nissa.to_dict())
+      shown = displays.of_run(folder, verbosity=0, **config_lib.shown(config))
     except InputError as error:
       return str(error)
     callbacks = shown.callbacks
     Trainer(config, folder, display=shown, callbacks=callbacks).train()
-    names = ("report.html", "tensorboard")
+    names = ("report.html", "tensorboard", "profile")
     return [name for name in names if (Path(folder) / name).exists()]
 
 
@@ -647,6 +647,7 @@ CASES: dict[str, Case] = {
   "nissa.report": Case(False, shown_by),
   "nissa.tensorboard": Case(True, shown_by),
   "nissa.wandb": Case("growing", shown_by),
+  "nissa.profile_steps": Case((1, 2), shown_by),
   "mesh.data": Case(4, placement),
   "mesh.parameters": Case(
     "sharded", placement, {"mesh.data": 4, "mesh.shard_from": 16}

@@ -40,6 +40,16 @@ def test_a_batch_must_not_exceed_the_split(make_config):
     assembly.make_timetable(config, data)
 
 
+def test_a_step_that_shall_be_traced_must_be_of_the_run(make_config):
+  config = make_config(**{"nissa.profile_steps": (34, 99)})
+  data = assembly.load_data(config)
+  assert assembly.make_timetable(config, data).total_steps == 35
+  config.nissa.profile_steps = (35, 99)
+  message = r"profile_steps=35,99: the run has 35 steps, so .* below 35"
+  with pytest.raises(InputError, match=message):
+    assembly.make_timetable(config, data)
+
+
 def test_evaluation_batches(make_config):
   config = make_config()
   data = assembly.load_data(config)
