@@ -6,7 +6,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 STORE := esper_jax/urza/store
 
 .PHONY: help demo test coverage test-all lint format kernels kernels-check
-.PHONY: clean install-run install-test site test-services
+.PHONY: clean install-run install-test site test-services containers
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -31,6 +31,9 @@ test-all:  ## every test at its full count on Python 3.11 and 3.12
 test-services: install-test  ## tests of Redis and a browser, which it installs
 	.ci/services
 	ESPER_TEST_SERVICES=1 $(BIN)/python -m pytest -m services tests/services
+
+containers: install-test  ## build the images and run them, with an engine
+	.ci/containers $(BIN)
 
 lint: install-test  ## ruff and pyrefly
 	$(BIN)/ruff check .
