@@ -6,7 +6,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 STORE := esper_jax/urza/store
 
 .PHONY: help demo test coverage test-all lint format kernels kernels-check
-.PHONY: clean install-run install-test test-services
+.PHONY: clean install-run install-test notebooks test-services
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -40,6 +40,9 @@ lint: install-test  ## ruff and pyrefly
 format: install-test  ## format the code and mend what ruff can mend
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+notebooks: install-test  ## take their outputs out, renew their install cells
+	$(BIN)/python -m notebooks.make
 
 kernels: install-test  ## compile the kernels that the package brings
 	$(BIN)/python -m esper_jax.urza build --dir=$(STORE) --prune
