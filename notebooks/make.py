@@ -28,6 +28,13 @@ from esper_jax.types import InputError
 
 ROOT = Path(__file__).parents[1]
 BADGE, INSTALL = "badge", "install"  # ids of the cells that are made here
+# What JSON and nbformat raise on other files.
+_NO_NOTEBOOK = (
+  AttributeError,
+  KeyError,
+  ValueError,
+  nbformat.ValidationError,
+)
 _METADATA = {
   "kernelspec": {
     "display_name": "Python 3",
@@ -160,7 +167,7 @@ def _notebook(path: Path, text: str, url: str) -> str:
   try:
     document = json.loads(text)
     nbformat.validate(document)
-  except (ValueError, nbformat.ValidationError) as error:
+  except _NO_NOTEBOOK as error:
     reason = str(error).partition("\n")[0]
     raise InputError(f"{path} is no notebook: {reason}; restore it") from error
   cells: list[Any] = [c for c in document["cells"] if c.get("id") != BADGE]
