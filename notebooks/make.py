@@ -126,8 +126,7 @@ def repository(root: Path) -> str:
 
 def install_cell(url: str) -> str:
   """The source of the cell that installs esper_jax."""
-  # Not str.format: the other cell has braces of its own.
-  return (_FROM_URL.replace("{url}", url) if url else _FROM_CHECKOUT).rstrip()
+  return (_FROM_URL.format(url=url) if url else _FROM_CHECKOUT).rstrip()
 
 
 def badge(url: str, name: str) -> str:
