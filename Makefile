@@ -6,7 +6,7 @@ DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 STORE := esper_jax/urza/store
 
 .PHONY: help demo test coverage test-all lint format kernels kernels-check
-.PHONY: clean install-run install-test site test-services containers
+.PHONY: clean install-run install-test site notebooks test-services containers
 .DEFAULT_GOAL := help
 
 help:  ## show this
@@ -47,6 +47,9 @@ format: install-test  ## format the code and mend what ruff can mend
 site:  ## the documentation as a site, in build/site
 	@.ci/venv .venv-docs '[docs]'
 	.venv-docs/bin/python -m mkdocs build --strict --quiet
+
+notebooks: install-test  ## take their outputs out, renew their install cells
+	$(BIN)/python -m notebooks.make
 
 kernels: install-test  ## compile the kernels that the package brings
 	$(BIN)/python -m esper_jax.urza build --dir=$(STORE) --prune
