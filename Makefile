@@ -5,13 +5,15 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 DEMO := runs/demo-$(shell date +%Y%m%d-%H%M%S)
 STORE := esper_jax/urza/store
 
-.PHONY: help demo test coverage test-all lint format kernels kernels-check
+.PHONY: help install demo test coverage test-all lint format kernels kernels-check
 .PHONY: clean install-run install-test site notebooks test-services containers
 .DEFAULT_GOAL := help
 
 help:  ## show this
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-13s %s\n", $$1, $$2}' \
 	  $(MAKEFILE_LIST)
+
+install: install-run  ## into .venv, to run it: .venv/bin/python main.py --help
 
 demo: install-run  ## grow a network on handwritten digits, beside a control
 	$(BIN)/python main.py --config=configs/digits.py --control \

@@ -166,7 +166,9 @@ def get_config() -> ConfigDict:
   config.governor.loss_factor = 3.0  # loss / its running median: rolls back
   config.governor.window = 20  # logged losses in the running median
   config.governor.chance_margin = 0.02  # accuracy above chance: collapsed
-  config.governor.above_margin = 0.10  # accuracy above chance: had learned
+  # accuracy above chance: had learned; and at least 3 standard errors of an
+  # accuracy by chance on the validation split
+  config.governor.above_margin = 0.10
   config.governor.responsible_epochs = 3  # epochs a changed slot is suspected
   config.governor.max_rollbacks = 3  # rollbacks before the run fails
 

@@ -74,7 +74,7 @@ REFUSED = [
   (("resnet8", (X, Y)), {}, "the model is str; give an instance"),
   ((Plain(), (X, Y)), {}, "Plain.__call__ takes no 'train'; write def"),
   ((Net(), "cifar"), {}, "data is 'cifar'; give arrays, 'folder:PATH', 'text"),
-  ((Net(), "folder:no"), {}, "no' is no folder"),
+  ((Net(), "folder:no"), {}, "no' is not there"),
   ((Net(), (X, Y)), {"config": {"train.epoch": 1}}, "nearest is --config.trai"),
   ((Net(), (X, Y)), {"config": {"train.epochs": 0}}, "must be an integer of a"),
   (

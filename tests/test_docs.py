@@ -11,6 +11,7 @@ import pytest
 
 import esper_jax
 from esper_jax.kasmina import blueprints
+from esper_jax.kasmina.builtin_blueprints import BUILT_IN
 from esper_jax.kasmina.records import REASONS, Reason
 from esper_jax.knobs import KNOBS
 from esper_jax.oona import jsonl
@@ -114,6 +115,21 @@ def test_gates_say_what_the_documents_say():
   ]
   for bit in bits:
     assert f"| {REASONS[int(bit)]}" in text, bit
+
+
+def test_the_table_of_blueprints_is_right():
+  text = (ROOT / "docs" / "blueprints.md").read_text()
+  rows = re.findall(r"^\| `(\w+)` \| ([\w, ]+) \| ([\d,]+) \|", text, re.M)
+  words = {"nhwc": "images", "features": "vectors", "tokens": "tokens"}
+  shapes = {"nhwc": (8, 8, 64), "features": (64,), "tokens": (16, 64)}
+  told = {name: (kinds, int(n.replace(",", ""))) for name, kinds, n in rows}
+  assert set(told) == set(BUILT_IN)
+  for name, (kinds, parameters) in told.items():
+    own = BUILT_IN[name].kinds
+    assert kinds == ", ".join(words[kind] for kind in own), name
+    kind = own[0]
+    spec = SlotSpec("s", shapes[kind], "float32", kind, causal=True)
+    assert blueprints.cost(name, spec)[0] == parameters, name
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -103,7 +103,8 @@ def count(path: Path) -> tuple[int, int]:
 def _find(path: Path) -> tuple[list[_File], list[str]]:
   """Every image, by split, class and name; and the names of the classes."""
   if not path.is_dir():
-    raise InputError(f"data.source: '{path}' is no folder; {_SOURCE}")
+    found = "is no folder" if path.exists() else "is not there"
+    raise InputError(f"data.source: '{path}' {found}; {_SOURCE}")
   there = {folder.name: folder for folder in _folders(path)}
   given = [name for name in _SPLITS if name in there]
   if given and not {"train", "test"} <= there.keys():

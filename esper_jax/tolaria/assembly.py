@@ -1,5 +1,6 @@
 """From a config to the parts of a run. Nothing here trains."""
 
+import math
 from typing import Any, NamedTuple
 
 import jax
@@ -32,6 +33,7 @@ from esper_jax.tolaria.steps import StepOptions
 from esper_jax.types import InputError
 
 MAX_EVAL_BATCH = 512
+ABOVE_ERRORS = 3.0  # standard errors above chance: an accuracy is no accident
 # Neither atomics in any order nor a choice of algorithms by measured time.
 _DETERMINISTIC = {"xla_gpu_deterministic_ops": True}
 ACCELERATOR_CHUNK = 32  # steps per call; a scan of convolutions is slow on CPU
@@ -164,10 +166,7 @@ def assemble(
     chunk=_chunk(config),
     growth=growth,
     policy=policy,
-    governor=governor.Rules(
-      chance=1 / data.num_classes if data.num_classes else 0.0,
-      **config.governor.to_dict(),
-    ),
+    governor=_governor_rules(config, data),
     compiler_options=dict(_DETERMINISTIC) if config.deterministic else {},
     policy_error=policy_error,
     start=None
@@ -264,6 +263,15 @@ def _preprocess(config: ConfigDict, data: Dataset) -> Any:
     )
 
   return preprocess
+
+
+def _governor_rules(config: ConfigDict, data: Dataset) -> governor.Rules:
+  """The governor's rules; on few examples, learning has to show more."""
+  chance = 1 / data.num_classes if data.num_classes else 0.0
+  rules = governor.Rules(chance=chance, **config.governor.to_dict())
+  error = math.sqrt(chance * (1 - chance) / len(data.validation_labels))
+  margin = max(rules.above_margin, ABOVE_ERRORS * error)
+  return rules._replace(above_margin=margin)
 
 
 def _optimizer(config: ConfigDict) -> Any:

@@ -46,7 +46,7 @@ def show(
     "kasmina": f"{parts.title or config.host.name},"
     f" {_count(parameters, 'parameter')},"
     f" {_count(len(growth.slots), 'slot')}"
-    f" ({', '.join(growth.slots) or 'none'}),"
+    f" ({', '.join(growth.slots) or 'none: it cannot grow'}),"
     f" {_count(len(growth.blueprints), 'blueprint')}",
     "tolaria": f"{_length(timetable)}, batch {config.data.batch_size},"
     f" {config.optimizer.name} at {config.optimizer.learning_rate:g},"

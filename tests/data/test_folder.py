@@ -141,7 +141,9 @@ def test_what_is_wrong_with_a_file_or_folder_is_named(
 
 
 def test_a_layout_without_classes_is_refused(read, root, tmp_path):
-  assert "is no folder" in refusal(read, path=tmp_path / "none")
+  assert "is not there" in refusal(read, path=tmp_path / "none")
+  (tmp_path / "file").write_text("")
+  assert "is no folder" in refusal(read, path=tmp_path / "file")
   assert "has no folder in it" in refusal(read, path=root / "cat")
   (tmp_path / "one" / "cat").mkdir(parents=True)
   assert "has only the class 'cat'" in refusal(read, path=tmp_path / "one")

@@ -190,3 +190,15 @@ def test_determinism_is_an_option_of_the_compiler(assemble):
   assert assemble().compiler_options == {}
   config = {"deterministic": True}
   assert assemble(**config).compiler_options != {}
+
+
+def test_on_few_examples_learning_has_to_show_more(assemble):
+  """An accuracy within 3 standard errors of chance proves nothing."""
+  parts = assemble(**{"governor.above_margin": 0.1})
+  assert parts.governor.above_margin == 0.1  # 431 examples of ten classes
+  few = assemble(
+    **{"data.validation_fraction": 0.02, "governor.above_margin": 0.1}
+  )
+  count = len(few.data.validation_labels)
+  expected = 3 * (0.1 * 0.9 / count) ** 0.5
+  assert few.governor.above_margin == pytest.approx(expected) and count < 60
