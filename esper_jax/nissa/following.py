@@ -17,6 +17,7 @@ from esper_jax.types import InputError
 
 KILLED = "killed"
 POLL = 0.5  # seconds between two looks at the files
+PATIENCE = 60.0  # seconds for a run that starts to make its folder
 
 
 def follow(
@@ -29,7 +30,8 @@ def follow(
   """Shows the events and epochs of a run, old and new, until it ends.
 
   Args:
-    run: the run directory; it need not hold anything yet.
+    run: the run directory; it may come within PATIENCE seconds, and need not
+      hold anything yet.
     write: takes text, whole lines.
     clock: seconds since the epoch of Unix.
     sleep: waits so many seconds.
@@ -41,6 +43,12 @@ def follow(
   Raises:
     InputError: there is no such folder, or a file is damaged.
   """
+  begun, waited = clock(), False
+  while not os.path.isdir(run) and clock() - begun < PATIENCE:
+    if not waited:
+      write(f"waiting for {run}, which is not there yet\n")
+      waited = True
+    sleep(POLL)
   view = _View(run_directory(run))
   ending = view.look(clock())
   if not ending and not view.sign:

@@ -91,7 +91,6 @@ def test_ctrl_c_ends_a_tail_quietly(tmp_path):
     (["tails"], "tails: no such command; the nearest is tail; there are "),
     (["events"], "the following arguments are required: RUN; --help shows how"),
     (["events", "absent"], "absent: no such folder; give the run's --workdir"),
-    (["tail", "absent"], "absent: no such folder; give the run's --workdir"),
     (["events", "RUN", "--type=bloom"], "'bloom' is no type of events; valid"),
     (["events", "RUN", "--type="], "'' is no type of events; valid: run_st"),
     (["events", "RUN", "--slot=slot3"], "'slot3' is no slot of "),

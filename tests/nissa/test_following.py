@@ -207,6 +207,22 @@ def test_what_no_run_wrote_is_one_line(watched, line, says):
   assert "\n" not in str(caught.value)
 
 
-def test_a_folder_that_is_not_there_is_one_line(watched):
+def test_a_folder_that_does_not_come_is_one_line(watched):
   with pytest.raises(InputError, match="absent: no such folder; give the run"):
     watched.follow(watched.run.path / "absent")
+  assert watched.shown.count("absent, which is not there yet\n") == 1
+  assert watched.naps == 2  # which take 30 seconds each here
+
+
+def test_a_folder_may_come_a_little_later(watched, tmp_path):
+  late = tmp_path / "late"
+
+  def come():
+    watched.run.event("run_started", 0)
+    watched.result()
+    watched.status("completed")
+    watched.run.path.rename(late)
+
+  watched.then(come)
+  assert watched.follow(late) == "completed"
+  assert watched.shown.startswith(f"waiting for {late}, which is not there yet")
