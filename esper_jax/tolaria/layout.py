@@ -188,7 +188,7 @@ def make_layout(config: ConfigDict) -> Layout | None:
     (count,), (AXIS,), (AxisType.Auto,), devices=jax.devices()[:count]
   )
   least = m.shard_from if m.parameters == SHARDED else 0
-  return Layout(mesh, least, several=mesh.is_multi_process)
+  return Layout(mesh, least, several=jax.process_count() > 1)
 
 
 def describe(config: ConfigDict) -> str:

@@ -74,15 +74,28 @@ def test_tail_of_a_run_that_was_killed_fails(run, capsys):
 
 
 def test_ctrl_c_ends_a_tail_quietly(tmp_path):
-  command = [sys.executable, "-m", "esper_jax.nissa", "tail", str(tmp_path)]
-  process = subprocess.Popen(
-    command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+  # A shell's background job ignores Ctrl-C, and so does what it starts.
+  code = (
+    "import signal, sys;"
+    "signal.signal(signal.SIGINT, signal.default_int_handler);"
+    "from esper_jax.nissa import command_line;"
+    "sys.exit(command_line.main(sys.argv[1:]))"
   )
-  waiting = process.stdout.readline()
-  assert waiting == f"waiting for the first events in {tmp_path}\n"
-  process.send_signal(signal.SIGINT)
-  assert process.communicate(timeout=60) == ("", "")
-  assert process.returncode == 130
+  process = subprocess.Popen(
+    [sys.executable, "-c", code, "tail", str(tmp_path)],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  with process:
+    try:
+      waiting = process.stdout.readline()
+      assert waiting == f"waiting for the first events in {tmp_path}\n"
+      process.send_signal(signal.SIGINT)
+      assert process.communicate(timeout=60) == ("", "")
+      assert process.returncode == 130
+    finally:
+      process.kill()
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from esper_jax import InputError, load_grown
 from esper_jax import config as config_lib
 from esper_jax.export import writing
 from esper_jax.oona import lineage
-from esper_jax.tolaria import assembly
+from esper_jax.tolaria import assembly, hosting
 from esper_jax.tolaria.state import evaluation_view
 from esper_jax.tolaria.trainer import Trainer
 
@@ -225,6 +225,30 @@ def test_a_network_that_does_not_fit_is_told(edit, says, tmp_path):
   settings = config(folder)
   with pytest.raises(InputError, match=says):
     assembly.assemble(settings, assembly.load_data(settings))
+
+
+def test_a_text_must_have_the_same_characters():
+  settings = config(
+    host__name="gpt",
+    host__width=8,
+    host__depth=1,
+    data__name="as_you_like_it",
+    data__context=8,
+    data__train_limit=64,
+    kasmina__blueprints=(),
+    tamiyo__policy="never",
+    tamiyo__schedule=(),
+    host__from="",
+  )
+  data = assembly.load_data(settings)
+  host = hosting.host_arguments(settings, data.num_classes)
+  topology = {"host": host, "input": {"vocabulary": data.vocabulary}}
+  arguments = {name: host[name] for name in host if name != "dtype"}
+  hosting._check_topology(topology, arguments, data, "out")
+  assert hosting._normalized_as(data, topology["input"]) is data
+  topology["input"]["vocabulary"] = "abc"
+  with pytest.raises(InputError, match="reads a text of 3 characters, and the"):
+    hosting._check_topology(topology, arguments, data, "out")
 
 
 def test_a_given_model_goes_on_with_nothing():
