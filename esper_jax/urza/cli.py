@@ -14,7 +14,7 @@ from esper_jax.types import InputError
 from esper_jax.urza import archive, evidence, kept, listing, upkeep
 from esper_jax.urza.artefact import Damaged, to_document
 from esper_jax.urza.folder import places
-from esper_jax.urza.listing import NEVER_RAN
+from esper_jax.urza.listing import NEVER_RAN, not_timed
 from esper_jax.urza.orders import in_options
 from esper_jax.urza.registry import Registry, open_registry
 
@@ -171,7 +171,7 @@ def _show(options: argparse.Namespace) -> int:
     "tags": evidence.tags(artefact, records),
     "status": {kind: evidence.status(records, kind) for kind in kinds},
     "elsewhere": evidence.status(records, ""),
-    "ran": "on " + ", ".join(kinds) if kinds else NEVER_RAN,
+    "ran": "on " + ", ".join(kinds) if kinds else not_timed(records),
     "speedup": {kind: evidence.speedup(records, kind) for kind in kinds},
     "evidence": plain(records),
   }

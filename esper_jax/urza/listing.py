@@ -203,10 +203,22 @@ def status_text(record: Record, device: str | None) -> str:
   if not ran_on:
     if device is None:
       parts.append(evidence.status(record.evidence, ""))
-    parts.append(NEVER_RAN)
+    parts.append(not_timed(record.evidence))
   elif device is not None and device not in ran_on:
     parts.append(f"run on {', '.join(ran_on)} only")
   return ", ".join(parts)
+
+
+def not_timed(records: Sequence[evidence.Record]) -> str:
+  """What is true of an artefact that no GPU has judged.
+
+  Args:
+    records: its evidence.
+  """
+  kinds = {
+    r["device_kind"] for r in records if r["kind"] == "probe" and r["ok"]
+  }
+  return f"probed on {', '.join(sorted(kinds))}" if kinds else NEVER_RAN
 
 
 def key_of(registry: Registry, start: str) -> str:

@@ -55,6 +55,13 @@ def test_list_says_what_never_ran(store, run):
   assert "evidence: static  " in lines[compiled[:12]]
 
 
+def test_what_was_probed_has_run_but_was_not_judged():
+  probe = {"kind": "probe", "device_kind": DEVICE, "ok": True}
+  failed = {**probe, "ok": False, "device_kind": OTHER}
+  assert listing.not_timed([failed, {"kind": "static"}]) == "compiled, not run"
+  assert listing.not_timed([probe, failed]) == f"probed on {DEVICE}"
+
+
 def test_list_for_a_device_claims_nothing_from_another(store, run):
   _, ran, compiled = store
   _, out, _ = run("list", f"--device={OTHER}")
