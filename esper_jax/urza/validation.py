@@ -56,6 +56,7 @@ class Report(NamedTuple):
     kind: of evidence.
     done: artefacts that have a new record.
     wrong: (name of the artefact, what is wrong) of each that failed.
+    slow: (name of the artefact, how slow) of each that is right and rejected.
     skipped: why nothing was, or not everything; empty where all was.
     known: artefacts that had such a record already.
   """
@@ -63,6 +64,7 @@ class Report(NamedTuple):
   kind: str
   done: int
   wrong: tuple[tuple[str, str], ...] = ()
+  slow: tuple[tuple[str, str], ...] = ()
   skipped: str = ""
   known: int = 0
 
@@ -78,6 +80,7 @@ class Report(NamedTuple):
       if self.done:
         lines[0] = f"{self.kind}: {self.done} records; {self.skipped}"
     lines += [f"  {name}: {reason}" for name, reason in self.wrong]
+    lines += [f"  {name}: rejected, {reason}" for name, reason in self.slow]
     return "\n".join(lines)
 
 
@@ -244,7 +247,7 @@ def gpu_all(
     "driver": device.driver,
     "jaxlib": device.jaxlib,
   }
-  done, there, wrong = 0, 0, []
+  done, there, wrong, slow = 0, 0, [], []
   for artefact in artefacts:
     name, key = name_of(artefact.spec), artefact.key
     if not runs_on(artefact.spec.target, device):
@@ -267,8 +270,9 @@ def gpu_all(
     done += 1
     records = registry.record(key).evidence
     if evidence.status(records, device.kind) is evidence.Status.REJECTED:
-      wrong.append((name, _why(measured.figures)))
-  return Report("gpu", done, tuple(wrong), known=there)
+      fault, why = _why(measured.figures)
+      (wrong if fault else slow).append((name, why))
+  return Report("gpu", done, tuple(wrong), tuple(slow), known=there)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -345,14 +349,14 @@ def main(args: argparse.Namespace) -> int:
   return REJECTED if any(report.wrong for report in reports) else OK
 
 
-def _why(figures: Mapping[str, Any]) -> str:
-  """Why a `gpu` record rejects."""
+def _why(figures: Mapping[str, Any]) -> tuple[bool, str]:
+  """(whether something is wrong with it, why a `gpu` record rejects)."""
   if figures["wrong"]:
-    return figures["wrong"]
+    return True, figures["wrong"]
   if not figures["deterministic"]:
-    return "its results vary"
+    return True, "its results vary"
   median, low, high = evidence.interval(figures["step_ratios"])
-  return (
+  return False, (
     f"too slow: reference / kernel in the step is {median:.3f}"
     f" [{low:.3f}, {high:.3f}]"
   )
