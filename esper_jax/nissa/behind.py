@@ -2,11 +2,10 @@
 
 import queue
 import threading
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
-from esper_jax.tolaria.display import Display, TrainingMetrics
+from esper_jax.tolaria.display import Display, Forwarding
 
 CAPACITY = 1024  # calls that wait; beyond it they are dropped
 PATIENCE = 10.0  # seconds for what still waits at the end
@@ -14,7 +13,7 @@ PATIENCE = 10.0  # seconds for what still waits at the end
 _Call = tuple[Callable[..., None], tuple[Any, ...], dict[str, Any]]
 
 
-class Behind:
+class Behind(Forwarding):
   """Passes calls on, in order, without making the caller wait.
 
   What finds the queue full is dropped, and so is what the display fails on.
@@ -54,37 +53,15 @@ class Behind:
     """Calls that the display has not been told yet."""
     return self._calls.qsize()
 
-  def part(self, name: str, text: str) -> None:
-    self.tell(self._display.part, name, text)
-
-  def begin(self, *, epoch: int, epochs: int, steps_per_epoch: int) -> None:
-    self.tell(
-      self._display.begin,
-      epoch=epoch,
-      epochs=epochs,
-      steps_per_epoch=steps_per_epoch,
-    )
-
-  def pace(self, step: int, seconds_per_step: float) -> None:
-    self.tell(self._display.pace, step, seconds_per_step)
-
-  def steps(self, step: int, loss: float, images_per_second: float) -> None:
-    self.tell(self._display.steps, step, loss, images_per_second)
-
-  def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
-    self.tell(self._display.epoch, metrics, slots)
-
-  def event(self, event: Mapping[str, Any]) -> None:
-    self.tell(self._display.event, event)
-
-  def finish(self, result: dict[str, Any], workdir: Path) -> None:
-    self.tell(self._display.finish, result, workdir)
+  def pass_on(self, moment: str, *args: Any, **named: Any) -> None:
+    """Has a method of the display called; see `tell`."""
+    self.tell(getattr(self._display, moment), *args, **named)
 
   def close(self) -> None:
     """Waits a while for what was told, then closes the display; idempotent."""
     if self._closed:
       return
-    self.tell(self._display.close)
+    super().close()
     self._closed = True
     try:
       self._calls.put(None, timeout=self._patience)

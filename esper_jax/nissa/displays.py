@@ -11,10 +11,10 @@ from esper_jax.nissa.live_report import LiveReport
 from esper_jax.nissa.tensorboard import FOLDER, TensorBoard, weights
 from esper_jax.nissa.weights_and_biases import WeightsAndBiases
 from esper_jax.oona.health import Health, State
-from esper_jax.tolaria.display import Display, TrainingMetrics
+from esper_jax.tolaria.display import Display, Forwarding
 
 
-class Displays:
+class Displays(Forwarding):
   """A `tolaria.display.Display` that tells others, one after the other.
 
   The first failure of each is told to the others as a line of its own.
@@ -41,45 +41,13 @@ class Displays:
     self._last_error = ""
     self._displays = dict(displays)
 
-  def part(self, name: str, text: str) -> None:
-    """Passes it on."""
-    self._tell("part", name, text)
-
-  def begin(self, *, epoch: int, epochs: int, steps_per_epoch: int) -> None:
-    """Passes it on."""
-    self._tell(
-      "begin", epoch=epoch, epochs=epochs, steps_per_epoch=steps_per_epoch
-    )
-
-  def pace(self, step: int, seconds_per_step: float) -> None:
-    """Passes it on."""
-    self._tell("pace", step, seconds_per_step)
-
-  def steps(self, step: int, loss: float, images_per_second: float) -> None:
-    """Passes it on."""
-    self._tell("steps", step, loss, images_per_second)
-
-  def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
-    """Passes it on."""
-    self._tell("epoch", metrics, slots)
-
-  def event(self, event: Mapping[str, Any]) -> None:
-    """Passes it on."""
-    self._tell("event", event)
-
-  def finish(self, result: dict[str, Any], workdir: Path) -> None:
-    """Passes it on."""
-    self._tell("finish", result, workdir)
-
   def close(self) -> None:
     """Passes it on, and says what was dropped."""
-    self._tell("close")
+    super().close()
     for name, display in self._displays.items():
       if isinstance(display, Behind) and display.dropped:
         why = display.last_error or "it was too slow"
-        self._tell(
-          "part", name, f"dropped {display.dropped} of its calls: {why}"
-        )
+        self.part(name, f"dropped {display.dropped} of its calls: {why}")
 
   def health(self) -> Health:
     """Says what waits, what was dropped or failed, and why."""
@@ -93,7 +61,8 @@ class Displays:
       error=self._last_error or "".join(errors[:1]),
     )
 
-  def _tell(self, moment: str, *args: Any, **named: Any) -> None:
+  def pass_on(self, moment: str, *args: Any, **named: Any) -> None:
+    """Tells every display; what fails is counted, and told of once."""
     for name, display in self._displays.items():
       try:
         getattr(display, moment)(*args, **named)
@@ -102,7 +71,7 @@ class Displays:
         words = " ".join(str(error).split()) or repr(error)
         self._last_error = f"{name}: {words}"
         if self.failures[name] == 1:
-          self._tell("part", name, f"failed: {words}; the run goes on")
+          self.part(name, f"failed: {words}; the run goes on")
 
 
 def of_run(

@@ -3,6 +3,7 @@
 A display never changes a run: it is told, and returns nothing.
 """
 
+import abc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -67,3 +68,37 @@ class Silent:
   def event(self, event): ...
   def finish(self, result, workdir): ...
   def close(self): ...
+
+
+class Forwarding(abc.ABC):
+  """A display that passes every moment on, as its `pass_on` says."""
+
+  @abc.abstractmethod
+  def pass_on(self, moment: str, *args: Any, **named: Any) -> None:
+    """Takes the name of a method of `Display` and its arguments."""
+
+  def part(self, name: str, text: str) -> None:
+    self.pass_on("part", name, text)
+
+  def begin(self, *, epoch: int, epochs: int, steps_per_epoch: int) -> None:
+    self.pass_on(
+      "begin", epoch=epoch, epochs=epochs, steps_per_epoch=steps_per_epoch
+    )
+
+  def pace(self, step: int, seconds_per_step: float) -> None:
+    self.pass_on("pace", step, seconds_per_step)
+
+  def steps(self, step: int, loss: float, images_per_second: float) -> None:
+    self.pass_on("steps", step, loss, images_per_second)
+
+  def epoch(self, metrics: TrainingMetrics, slots: dict[str, Any]) -> None:
+    self.pass_on("epoch", metrics, slots)
+
+  def event(self, event: Mapping[str, Any]) -> None:
+    self.pass_on("event", event)
+
+  def finish(self, result: dict[str, Any], workdir: Path) -> None:
+    self.pass_on("finish", result, workdir)
+
+  def close(self) -> None:
+    self.pass_on("close")
