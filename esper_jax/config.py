@@ -258,7 +258,7 @@ def config_hash(config: Mapping[str, Any] | ConfigDict) -> str:
     lives = growth_log.read_lives(every["tamiyo.replay"])
     flat["tamiyo.replay"] = growth_log.digest(lives)
   if every.get("host.from"):
-    flat["host.from"] = lineage.verify(every["host.from"]).head
+    flat["host.from"] = lineage.head_of(every["host.from"])
   text = json.dumps(flat, sort_keys=True, separators=(",", ":"))
   return hashlib.sha256(text.encode()).hexdigest()
 

@@ -82,6 +82,17 @@ def chain(contents: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
   return {"schema": SCHEMA, "entries": entries, "head": previous}
 
 
+def head_of(folder: str | os.PathLike) -> str:
+  """The head of an export's lineage, which binds its files; see `verify`.
+
+  Raises:
+    InputError: there is no lineage, or it was changed.
+  """
+  document = _read(Path(folder) / LINEAGE)
+  _entries(document, Path(folder) / LINEAGE)
+  return document["head"]
+
+
 def story(folder: str | os.PathLike) -> list[Entry]:
   """The entries of an export's lineage, to go on from: see `chain`."""
   document = _read(Path(folder) / LINEAGE)

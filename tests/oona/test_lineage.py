@@ -175,6 +175,13 @@ def test_a_run_that_went_on_has_seeds_of_its_own():
     lineage.check_seeds([BORN, KEPT, again, BORN, KEPT], both, "log")
 
 
+def test_the_head_is_told_without_reading_every_file(folder):
+  assert lineage.head_of(folder) == lineage.verify(folder).head
+  rewrite(folder, lambda document: document.update(head="0" * 64))
+  with pytest.raises(InputError, match="its head is not the SHA-256"):
+    lineage.head_of(folder)
+
+
 def test_a_story_goes_on_from_what_was_told(folder):
   told = lineage.story(folder)
   assert [entry["type"] for entry in told][::4] == ["began", "exported"]
