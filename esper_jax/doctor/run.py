@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from esper_jax.doctor.report import Level, Line
-from esper_jax.nissa.console import duration
+from esper_jax.nissa.table import duration
 from esper_jax.tolaria import status
 from esper_jax.types import InputError
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from esper_jax.nissa import figures
 from esper_jax.nissa.console import describe
+from esper_jax.tezzeret.program import first_line
 from esper_jax.tolaria.display import TrainingMetrics
 from esper_jax.types import InputError
 
@@ -47,10 +48,10 @@ class WeightsAndBiases:
         settings=wandb.Settings(silent=True),
       )
     except Exception as error:  # wandb has many kinds
-      reason = (str(error).splitlines() or [repr(error)])[0]
       raise InputError(
-        f"--config.nissa.wandb={project}: wandb cannot begin ({reason}); log"
-        " in, set WANDB_MODE=offline, or leave it out"
+        f"--config.nissa.wandb={project}: wandb cannot begin"
+        f" ({first_line(error)}); log in, set WANDB_MODE=offline, or leave it"
+        " out"
       ) from error
     self._status = "failed"  # until the run says otherwise
     self._step = 0

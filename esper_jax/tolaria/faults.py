@@ -104,14 +104,3 @@ def roll_back(
     key=jax.random.fold_in(run.state.key, response.attempt),
   )
   return run, response
-
-
-def report(damaged: Sequence[Damage], publish: Callable[..., None]) -> None:
-  """Publishes which checkpoints are passed over."""
-  for item in damaged:
-    publish(
-      "fault",
-      kind="damaged_checkpoint",
-      reason=f"checkpoint {item.checkpoint.path.name} is damaged"
-      f" ({item.reason}); the one before is used",
-    )

@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from esper_jax.tezzeret.program import first_line
 from esper_jax.types import InputError, PyTree
 
 # Where no cluster tells: HOST:PORT of process 0, how many, and which this is.
@@ -56,9 +57,9 @@ def start(environment: Mapping[str, str] = os.environ) -> None:
   try:
     jax.distributed.initialize(*told)
   except (RuntimeError, ValueError) as error:
-    reason = (str(error).strip().splitlines() or [repr(error)])[0]
     raise InputError(
-      f"--distributed: the processes do not find each other ({reason}); set"
+      "--distributed: the processes do not find each other"
+      f" ({first_line(error)}); set"
       f" {', '.join(VARIABLES)}, or have Slurm, Open MPI, Kubernetes or a TPU"
       " pod start them"
     ) from error

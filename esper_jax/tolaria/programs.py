@@ -73,15 +73,14 @@ class Programs:
     self._seed = seed
     self._batch = batch_size
     host, slots = parts.host, parts.growth.slots
-    read = parts.steps.preprocess, parts.steps.objective
+    preprocess, objective = parts.steps.preprocess, parts.steps.objective
     train = steps.make_train_step(host, parts.steps)
+    probe = steps.make_probe(host, preprocess, slots, objective)
     self._add("train", train, donate=(0, 1))
     self._add("chunk", steps.make_chunk(train), donate=(0, 1))
-    self._add("evaluate", steps.make_evaluate(host, *read))
-    self._add(
-      "probe", steps.make_probe(host, read[0], slots, read[1]), rare=True
-    )
-    self._add("metrics", steps.make_metrics(host, *read))
+    self._add("evaluate", steps.make_evaluate(host, preprocess, objective))
+    self._add("probe", probe, rare=True)
+    self._add("metrics", steps.make_metrics(host, preprocess, objective))
     self._train: Program | None = None
     self._met: set[Callable[..., Any]] = set()  # training programs used so far
     put = self._layout.everywhere if self._layout else jax.device_put

@@ -8,6 +8,28 @@ from typing import Any
 
 RECORDED = Path(__file__).parent / "recorded"
 _VOID = ("meta",)
+# As much of a completed run's result.json as the console shows.
+RESULT = {
+  "status": "completed",
+  "reason": None,
+  "val_accuracy_before_growth": None,
+  "val_accuracy": 0.95,
+  "test_accuracy": 0.94,
+  "params_initial": 10,
+  "params_final": 20,
+  "train_flops": 1,
+  "total_flops": 2,
+  "measurement_share": 0.0,
+  "measure_budget": 0.05,
+  "wall_seconds": 1.0,
+  "compilation": {"blocking_seconds": 0.5},
+  "compile_seconds": 0.5,
+  "germinated": 0,
+  "fossilized": 0,
+  "culled": 0,
+  "slots": {},
+  "seeds": [],
+}
 
 
 def recorded(folder: Path, name: str = "grown") -> Path:

@@ -9,6 +9,7 @@ import pytest
 from esper_jax.nissa import console
 from esper_jax.nissa.console import NORMAL, QUIET, VERBOSE, Console
 from esper_jax.tolaria.display import TrainingMetrics
+from tests.nissa.run_files import RESULT
 
 
 class Terminal(io.StringIO):
@@ -42,27 +43,7 @@ def event(kind, **fields):
 
 
 def result(**changes):
-  return {
-    "status": "completed",
-    "reason": None,
-    "val_accuracy_before_growth": None,
-    "val_accuracy": 0.95,
-    "test_accuracy": 0.94,
-    "params_initial": 10,
-    "params_final": 20,
-    "train_flops": 1,
-    "total_flops": 2,
-    "measurement_share": 0.0,
-    "measure_budget": 0.05,
-    "wall_seconds": 1.0,
-    "compilation": {"blocking_seconds": 0.5},
-    "germinated": 0,
-    "fossilized": 0,
-    "culled": 0,
-    "slots": {},
-    "seeds": [],
-    **changes,
-  }
+  return {**RESULT, **changes}
 
 
 def tell_everything(shown):

@@ -3,11 +3,10 @@
 import re
 from collections.abc import Sequence
 
-from esper_jax.nissa.console import duration
 from esper_jax.nissa.report import growth
 from esper_jax.nissa.report.growth import Seed
 from esper_jax.nissa.report.record import RUNNING, Run, figures
-from esper_jax.nissa.table import engineering, percent
+from esper_jax.nissa.table import duration, engineering, percent
 
 # A number and its unit stay on one line.
 _UNITS = re.compile(r"(\d) (s|min|h|%|[MGTP]|nats)(?!\w)")
