@@ -129,7 +129,15 @@ def make_play(
   return play
 
 
-def _played(outcome: Any, still: Any, prices: Prices) -> Played:
+def measured(outcome: Any, still: Any, prices: Prices) -> Played:
+  """Sums up what a policy did.
+
+  Args:
+    outcome: `Outcome`, arrays [environments, epochs].
+    still: of the twins, likewise.
+    prices: see `reward.Prices`.
+  """
+
   def final(values):
     return np.asarray(values[:, -1], np.float64)
 
@@ -217,11 +225,11 @@ def compare(
     return float(sown.astype(jnp.float32).mean())
 
   still = run("never", keys)
-  out = {LEARNED: _played(run(LEARNED, keys), still, prices)}
+  out = {LEARNED: measured(run(LEARNED, keys), still, prices)}
   chance = match_coin(often, float(out[LEARNED].germinated.mean()))
   for name in POLICIES[1:]:
     outcome = still if name == "never" else run(name, keys, chance)
-    out[name] = _played(outcome, still, prices)
+    out[name] = measured(outcome, still, prices)
   return out
 
 

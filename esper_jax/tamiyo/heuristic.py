@@ -15,22 +15,19 @@ _SHARPNESS = 2.0
 
 
 def heuristic(settings: Settings) -> Rule:
-  """Germinates on a plateau, where a newborn adds most to what is there.
+  """Germinates on a plateau, where a newborn does most for its parameters.
 
   A plateau: over plateau_epochs the validation loss fell by less than
   plateau_delta of its value.
 
-  What: at each slot, the blueprint with the highest germination score, the
-  squared gradient norm of the factor that is zero at birth, per parameter of
-  the seed: how fast the loss would fall at first, for what the seed costs (as
-  in GradMax, Evci et al., ICLR 2022, arXiv:2201.05125).
+  What: at each slot, the blueprint with the largest squared gradient norm of
+  the factor that is zero at birth: how fast the loss would fall at first (the
+  criterion of GradMax, Evci et al., ICLR 2022, arXiv:2201.05125). Not per
+  parameter: that asks for the smallest blueprint wherever there is one.
 
-  Where: the slot at which that seed's expansion is largest, its first-order
-  gain relative to that of the parameters already there (as the ratio of SENN,
-  Mitchell et al. 2023, arXiv:2307.04526, in the geometry of Adam). Scores of
-  different slots do not compare: gradients grow towards the input, seeds
-  towards the output. Where an open slot's expansion is not known, the score
-  alone decides. Pairs without a measured, positive score are never chosen.
+  Where: the slot at which that norm is largest per parameter of the seed, the
+  germination score. Pairs without a measured, positive score are never chosen.
+  benchmarks/README.md compares this with other criteria.
   """
   count = 1 if settings.sequential else settings.max_adaptations_per_epoch
 
@@ -57,7 +54,7 @@ def heuristic(settings: Settings) -> Rule:
   def measured(observation: Observation) -> jax.Array:
     known = observation.scores_known.reshape(-1, 1)
     finite = jnp.isfinite(observation.scores)
-    return _worth(
+    return _contenders(
       observation, jnp.where(known & finite, observation.scores, 0.0)
     )
 
@@ -113,30 +110,17 @@ def heuristic(settings: Settings) -> Rule:
   )
 
 
-def _worth(observation: Observation, scores: jax.Array) -> jax.Array:
-  """What decides: the expansion of each slot's best blueprint, or the scores.
+def _contenders(observation: Observation, scores: jax.Array) -> jax.Array:
+  """Keeps the score of each row's best blueprint, 0 for the others.
 
   Args:
     observation: see `Observation`.
     scores: float32 [rows, blueprints], 0 where not measured.
   """
-  best = _best(observation, scores)
-  expansion = observation.expansion
-  value = jnp.where(best & jnp.isfinite(expansion), expansion, 0.0)
-  return jnp.where(_comparable(observation), value, scores)
-
-
-def _best(observation: Observation, scores: jax.Array) -> jax.Array:
-  """bool [rows, blueprints]: the legal pair of each row that scores highest."""
   legal = observation.legal[:, int(Action.GERMINATE), :]
-  scores = jnp.where(legal, scores, 0.0)
-  return (scores > 0) & (scores == scores.max(axis=1, keepdims=True))
-
-
-def _comparable(observation: Observation) -> jax.Array:
-  """bool []: whether every slot that has scores has its expansion too."""
-  known, scored = observation.expansion_known, observation.scores_known
-  return (known | ~scored).all() & known.any()
+  gain = jnp.where(legal, scores * observation.cost, 0.0)
+  best = (gain > 0) & (gain == gain.max(axis=1, keepdims=True))
+  return jnp.where(best, scores, 0.0)
 
 
 def _sharpen(scores: jax.Array) -> jax.Array:
@@ -160,7 +144,7 @@ def _place(words: Words) -> str:
   o, row = words.observation, words.row
   kind = int(words.decisions.blueprint[row])
   scores = jnp.where(jnp.isfinite(o.scores), o.scores, 0.0)
-  value = np.asarray(_worth(o, scores))
+  value = np.asarray(_contenders(o, scores))
   own = float(value[row, kind])
   grown = words.decisions.action == int(Action.GERMINATE)
   elsewhere = np.asarray([name != words.slots[row] for name in words.slots])
@@ -169,17 +153,10 @@ def _place(words: Words) -> str:
   others = np.where(legal & rival, value, 0.0)
   best = float(others.max())
   above = (value[grown, words.decisions.blueprint[grown]] > own).any()
-  rank = f"the {'next ' * bool(above)}highest"
-  score = f"germination score {float(o.scores[row, kind]):.1e} per parameter"
-  name, slot = words.blueprints[kind], words.slots[row]
-  if bool(_comparable(o)):
-    text = (
-      f"{slot} has {rank} expansion: the first step of {name} there would gain"
-      f" {own:.2g} times what a step of the parameters it has would"
-      f" ({score})"
-    )
-  else:
-    text = f"{slot} has {rank} {score} with {name}"
+  text = (
+    f"{words.slots[row]} has the {'next ' * bool(above)}highest germination"
+    f" score, {own:.1e} per parameter of {words.blueprints[kind]}"
+  )
   if best <= 0:
     return f"{text}; no other slot has a legal one above zero"
   other_row, other_kind = divmod(int(others.argmax()), others.shape[1])

@@ -18,6 +18,7 @@ def _observe(rows=3, blueprints=2, **fields):
     "epochs_left": 20,
     "val_loss": [0.5] * HISTORY,
     "history_known": [True] * HISTORY,
+    "cost": np.full((rows, blueprints), 100.0),
     "legal": o.legal.at[:, int(Action.GERMINATE), :].set(True),
   }
   return o.replace(

@@ -110,7 +110,7 @@ def test_the_sentence_quotes_loss_score_and_runner_up(observe):
   assert (record.blueprint, record.initializer) == ("depthwise", "")
   assert record.reason == (
     "validation loss improved 0.4 % over 2 epochs (plateau below 1 %); slot2"
-    " has the highest germination score 3.2e-04 per parameter with depthwise,"
+    " has the highest germination score, 3.2e-04 per parameter of depthwise,"
     " 2.0 times the runner-up's (slot3 with conv)"
   )
 
@@ -125,7 +125,7 @@ def test_the_sentence_without_a_runner_up(observe):
   (record,) = policy.explain(_decide(policy, o), o, *NAMES)
   assert record.reason == (
     "validation loss worsened 2 % over 1 epoch (plateau below 1 %); slot2 has"
-    " the highest germination score 2.0e-03 per parameter with conv; no other"
+    " the highest germination score, 2.0e-03 per parameter of conv; no other"
     " slot has a legal one above zero"
   )
 
@@ -134,52 +134,28 @@ def test_the_second_of_two_is_called_the_next_highest(observe):
   policy = make("heuristic", sequential=False)
   o = observe(**CLEAR)
   first, second = policy.explain(_decide(policy, o), o, *NAMES)
-  assert "slot2 has the highest germination score 3.2e-04" in first.reason
-  assert "slot3 has the next highest germination score" in second.reason
+  assert "slot2 has the highest germination score, 3.2e-04" in first.reason
+  assert "slot3 has the next highest germination score," in second.reason
   assert "8.0 times the runner-up's (slot1 with depthwise)" in second.reason
 
 
-EXPANSION = {
-  **CLEAR,
-  "expansion": [[9.0, 0.5], [9.0, 0.2], [0.4, 9.0]],
-  "expansion_known": [True] * 3,
+COSTLY = {
+  "scores": [[1e-5, 2e-4], [2e-4, 1e-5], [4e-5, 1e-6]],
+  "scores_known": [True] * 3,
+  "cost": [[100.0, 10.0], [10.0, 100.0], [100.0, 100.0]],
 }
 
 
-def test_the_place_is_where_the_best_blueprint_expands_most(observe):
-  # By score, slot1 takes blueprint 1, slot2 1 and slot3 0: 0.5, 0.2 and 0.4.
-  assert _grown(make("heuristic"), observe(**EXPANSION)) == [(0, 1)]
+def test_blueprints_compete_by_the_whole_score_and_slots_per_parameter(observe):
   two = make("heuristic", sequential=False)
-  assert _grown(two, observe(**EXPANSION)) == [(0, 1), (2, 0)]
+  o = observe(**COSTLY)  # whole: 1e-3, 2e-3; 2e-3, 1e-3; 4e-3, 1e-4
+  assert _grown(two, o) == [(0, 1), (1, 0)]
+  large = o.cost.at[0, 0].set(1000.0).at[1, 1].set(1000.0)
+  # The large ones lead at their slots, but buy less per parameter than slot3.
+  assert _grown(make("heuristic"), o.replace(cost=large)) == [(2, 0)]
 
 
 def test_only_legal_blueprints_compete(observe):
-  o = observe(**EXPANSION)
-  o = o.replace(legal=o.legal.at[0, GROW, 1].set(False))
-  assert _grown(make("heuristic"), o) == [(0, 0)]
-
-
-def test_a_slot_without_expansion_leaves_the_choice_to_the_score(observe):
-  o = observe(**{**EXPANSION, "expansion_known": [True, False, True]})
-  assert _grown(make("heuristic"), o) == [(1, 1)]
-  closed = o.replace(scores_known=jnp.array([True, False, True]))
-  assert _grown(make("heuristic"), closed) == [(0, 1)]
-
-
-@pytest.mark.parametrize("bad", [np.nan, np.inf, 0.0])
-def test_an_expansion_that_is_not_finite_is_never_chosen(observe, bad):
-  expansion = [[9.0, bad], [9.0, 0.2], [0.4, 9.0]]
-  o = observe(**{**EXPANSION, "expansion": expansion})
-  assert _grown(make("heuristic"), o) == [(2, 0)]
-
-
-def test_the_sentence_quotes_the_expansion(observe):
-  policy = make("heuristic")
-  o = observe(**EXPANSION, val_loss=[0.5] * 6 + [0.499, 0.498])
-  (record,) = policy.explain(_decide(policy, o), o, *NAMES)
-  assert record.reason == (
-    "validation loss improved 0.4 % over 2 epochs (plateau below 1 %); slot1"
-    " has the highest expansion: the first step of depthwise there would gain"
-    " 0.5 times what a step of the parameters it has would (germination score"
-    " 2.0e-05 per parameter), 1.2 times the runner-up's (slot3 with conv)"
-  )
+  o = observe(**COSTLY)
+  o = o.replace(legal=o.legal.at[:2, GROW, :].set(jnp.array([True, False])))
+  assert _grown(make("heuristic", sequential=False), o) == [(1, 0), (2, 0)]

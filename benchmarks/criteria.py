@@ -1,0 +1,252 @@
+"""By what should the heuristic choose a blueprint and a place?
+
+The heuristic as it is, and with other criteria in its place; everything else,
+the plateau and the care of seeds, is the same. A criterion is a number for each
+pair of a place and a blueprint, and the pair with the largest one grows:
+
+  heuristic  score of the pair, its blueprint the best of its place by `whole`
+  score      squared gradient norm of the factor that is zero at birth, per
+             parameter of the seed
+  whole      the same, not per parameter (GradMax)
+  expansion  first-order gain over that of the parameters there (SENN)
+  place      expansion, the blueprint the best of its place by `score`: the rule
+             of the heuristic before 26 November 2026
+  first      the place nearest to the input, the blueprint the best by `whole`
+  periodic   no criterion: by the clock, in turn
+
+Runs are paired by seed and read validation only; the differences are to the
+heuristic's final validation accuracy.
+
+  python -m benchmarks.criteria --config=configs/digits.py
+  python -m benchmarks.criteria --worlds=512
+
+--worlds plays in that many of Simic's environments instead, in which there are
+several blueprints to choose from: what is compared is the return, and accuracy
+on the report split.
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from benchmarks._common import (
+  changed,
+  interval,
+  load_config,
+  make_parser,
+  report,
+  train,
+)
+from esper_jax.tamiyo import policy
+from esper_jax.tamiyo.heuristic import heuristic
+from esper_jax.tamiyo.observation import Observation
+from esper_jax.tamiyo.rules import Rule, Settings, wish
+from esper_jax.types import Action
+
+Criterion = Callable[[Observation], jax.Array]
+
+
+def score(o: Observation) -> jax.Array:
+  """float32 [rows, blueprints]; 0 where it was not measured."""
+  known = o.scores_known.reshape(-1, 1) & jnp.isfinite(o.scores)
+  return jnp.where(known, o.scores, 0.0)
+
+
+def whole(o: Observation) -> jax.Array:
+  """As `score`, of all of the seed's parameters together."""
+  return score(o) * o.cost
+
+
+def expansion(o: Observation) -> jax.Array:
+  """As `score`, the gain over that of the parameters there."""
+  known = o.expansion_known.reshape(-1, 1) & jnp.isfinite(o.expansion)
+  return jnp.where(known, o.expansion, 0.0)
+
+
+def _first(o: Observation) -> jax.Array:
+  return 1.0 / (1.0 + jnp.arange(o.stage.shape[0], dtype=jnp.float32)[:, None])
+
+
+def _with_best(where: Criterion, what: Criterion) -> Criterion:
+  """The criterion `where`, at each place for the best blueprint by `what`."""
+
+  def value(o):
+    legal = o.legal[:, int(Action.GERMINATE), :]
+    worth = jnp.where(legal, what(o), 0.0)
+    best = (worth > 0) & (worth == worth.max(axis=1, keepdims=True))
+    return jnp.where(best, where(o), 0.0)
+
+  return value
+
+
+CRITERIA: dict[str, Criterion] = {
+  "score": score,
+  "whole": whole,
+  "expansion": expansion,
+  "place": _with_best(expansion, score),
+  "first": _with_best(_first, whole),
+}
+POLICIES = ("heuristic", *CRITERIA, "periodic")
+
+
+def rule(criterion: Criterion) -> Callable[[Settings], Rule]:
+  """The heuristic with another criterion."""
+
+  def build(settings: Settings) -> Rule:
+    own = heuristic(settings)
+
+    def propose(state, observation, key):
+      asked = own.propose(state, observation, key)
+      return wish(
+        observation,
+        criterion(observation),
+        count=asked.count,
+        chance=asked.chance,
+        seeds_per_slot=settings.seeds_per_slot,
+      )
+
+    plain = Rule(propose)  # its sentence says nothing of a criterion
+    return own._replace(propose=propose, sentence=plain.sentence)
+
+  return build
+
+
+def in_runs(
+  source: str, overrides: Sequence[str], seeds: Sequence[int]
+) -> dict[str, list[dict[str, Any]]]:
+  """Trains every policy with every seed; policy -> results."""
+  results: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
+  for seed in seeds:
+    for name in POLICIES:
+      config = changed(
+        load_config(source, [*overrides, "--config.eval.test=False"]),
+        seed=seed,
+        tamiyo={"policy": name},
+      )
+      result = train(config).result
+      results[name].append(result)
+      print(
+        f"seed {seed} {name:10} {100 * result['val_accuracy']:.2f} %,"
+        f" {result['germinated']} germinated, {result['fossilized']}"
+        f" fossilized, {result['params_final']} parameters",
+        flush=True,
+      )
+  return results
+
+
+def in_worlds(count: int, seed: int) -> dict[str, Any]:
+  """Plays every policy in the same environments; policy -> `Played`."""
+  from esper_jax.simic import assembly, evaluation, options, rollout
+
+  parts = assembly.build(options.read({}, (), assembly.DEFAULTS))
+  settings = parts.others._asdict() | {"period_epochs": 4}
+  names = ("never", *POLICIES)
+  made = [policy.make(name, **settings) for name in names]
+
+  @jax.jit
+  def play(which, keys):
+    def decide(memory, observation, key):
+      asked = [
+        p.decide(state, observation, key)
+        for p, state in zip(made, memory, strict=True)
+      ]
+      decisions = jax.tree.map(
+        lambda *d: jnp.stack(d)[which], *[d for _, d in asked]
+      )
+      return tuple(state for state, _ in asked), decisions, ()
+
+    def one(key):
+      mine = jax.random.fold_in(key, 1)
+      memory = tuple(p.init(mine) for p in made)
+      return rollout.play(parts.environment, decide, memory, key, mine).outcome
+
+    return rollout.population(one, keys)
+
+  keys = jax.random.split(jax.random.key(seed), count)
+  outcomes = {
+    name: rollout.by_batch(
+      lambda k, i=i: play(jnp.int32(i), k), keys, min(64, count)
+    )
+    for i, name in enumerate(names)
+  }
+  still = outcomes.pop("never")
+  return {
+    name: evaluation.measured(outcome, still, parts.prices)
+    for name, outcome in outcomes.items()
+  }
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+  """Runs the benchmark; returns the figures that --json writes."""
+  parser = make_parser(__doc__, seeds=10)
+  parser.set_defaults(first=100)
+  parser.add_argument(
+    "--config", default="configs/digits.py", help="config (%(default)s)"
+  )
+  parser.add_argument(
+    "--worlds", type=int, default=0, help="environments of Simic instead"
+  )
+  options, overrides = parser.parse_known_args(argv)
+  for name, criterion in CRITERIA.items():
+    policy.register(name, rule(criterion))
+  try:
+    if options.worlds:
+      figures = _of_worlds(in_worlds(options.worlds, options.first))
+    else:
+      seeds = range(options.first, options.first + options.seeds)
+      figures = _of_runs(in_runs(options.config, overrides, seeds))
+  finally:
+    for name in CRITERIA:
+      policy.unregister(name)
+  figures |= {"worlds": options.worlds, "overrides": overrides}
+  report("criteria", figures, options.json)
+  return figures
+
+
+def _of_runs(results: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+  keys = ("val_accuracy", "params_final", "total_flops", "fossilized")
+  return _told(
+    {
+      name: {
+        key: np.asarray([run[key] for run in runs], np.float64) for key in keys
+      }
+      for name, runs in results.items()
+    },
+    ("val_accuracy",),
+  )
+
+
+def _of_worlds(played: dict[str, Any]) -> dict[str, Any]:
+  keys = ("earned", "accuracy", "parameters", "fossilized")
+  return _told(
+    {
+      name: {key: getattr(what, key) for key in keys}
+      for name, what in played.items()
+    },
+    ("earned", "accuracy"),
+  )
+
+
+def _told(
+  values: dict[str, dict[str, np.ndarray]], judged: Sequence[str]
+) -> dict[str, Any]:
+  """Prints and returns means, and paired differences to the heuristic."""
+  out: dict[str, Any] = {}
+  for name, own in values.items():
+    out[name] = {"mean": {key: float(x.mean()) for key, x in own.items()}}
+    means = ", ".join(f"{k} {x:.5g}" for k, x in out[name]["mean"].items())
+    print(f"{name:10} {means}")
+    if name != "heuristic":
+      for key in judged:
+        less = interval(own[key] - values["heuristic"][key])
+        out[name][f"{key}_less_heuristic"] = less._asdict()
+        print(f"{'':10} {key} less the heuristic's:", less.text(" points", 100))
+  return {"policies": out}
+
+
+if __name__ == "__main__":
+  main(sys.argv[1:])
