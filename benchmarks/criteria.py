@@ -4,15 +4,15 @@ The heuristic as it is, and with other criteria in its place; everything else,
 the plateau and the care of seeds, is the same. A criterion is a number for each
 pair of a place and a blueprint, and the pair with the largest one grows:
 
-  heuristic  score of the pair, its blueprint the best of its place by `whole`
-  score      squared gradient norm of the factor that is zero at birth, per
-             parameter of the seed
-  whole      the same, not per parameter (GradMax)
-  expansion  first-order gain over that of the parameters there (SENN)
-  place      expansion, the blueprint the best of its place by `score`: the rule
-             of the heuristic before 26 November 2026
-  first      the place nearest to the input, the blueprint the best by `whole`
-  periodic   no criterion: by the clock, in turn
+  heuristic     by_score, of each place's best blueprint by_whole
+  by_score      squared gradient norm of the factor that is zero at birth, per
+                parameter of the seed
+  by_whole      the same, not per parameter (GradMax)
+  by_expansion  first-order gain over that of the parameters there (SENN)
+  by_place      by_expansion, of each place's best blueprint by_score: the
+                heuristic's rule before 26 November 2026
+  by_first      nearest to the input, of each place's best blueprint by_whole
+  periodic      no criterion: by the clock, in turn
 
 Runs are paired by seed and read validation only; the differences are to the
 heuristic's final validation accuracy.
@@ -22,11 +22,13 @@ heuristic's final validation accuracy.
 
 --worlds plays in that many of Simic's environments instead, in which there are
 several blueprints to choose from: what is compared is the return, and accuracy
-on the report split.
+on the report split. --config.SECTION.KEY=VALUE then changes one of their
+settings.
 """
 
+import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -42,77 +44,17 @@ from benchmarks._common import (
   train,
 )
 from esper_jax.tamiyo import policy
-from esper_jax.tamiyo.heuristic import heuristic
-from esper_jax.tamiyo.observation import Observation
-from esper_jax.tamiyo.rules import Rule, Settings, wish
-from esper_jax.types import Action
 
-Criterion = Callable[[Observation], jax.Array]
-
-
-def score(o: Observation) -> jax.Array:
-  """float32 [rows, blueprints]; 0 where it was not measured."""
-  known = o.scores_known.reshape(-1, 1) & jnp.isfinite(o.scores)
-  return jnp.where(known, o.scores, 0.0)
-
-
-def whole(o: Observation) -> jax.Array:
-  """As `score`, of all of the seed's parameters together."""
-  return score(o) * o.cost
-
-
-def expansion(o: Observation) -> jax.Array:
-  """As `score`, the gain over that of the parameters there."""
-  known = o.expansion_known.reshape(-1, 1) & jnp.isfinite(o.expansion)
-  return jnp.where(known, o.expansion, 0.0)
-
-
-def _first(o: Observation) -> jax.Array:
-  return 1.0 / (1.0 + jnp.arange(o.stage.shape[0], dtype=jnp.float32)[:, None])
-
-
-def _with_best(where: Criterion, what: Criterion) -> Criterion:
-  """The criterion `where`, at each place for the best blueprint by `what`."""
-
-  def value(o):
-    legal = o.legal[:, int(Action.GERMINATE), :]
-    worth = jnp.where(legal, what(o), 0.0)
-    best = (worth > 0) & (worth == worth.max(axis=1, keepdims=True))
-    return jnp.where(best, where(o), 0.0)
-
-  return value
-
-
-CRITERIA: dict[str, Criterion] = {
-  "score": score,
-  "whole": whole,
-  "expansion": expansion,
-  "place": _with_best(expansion, score),
-  "first": _with_best(_first, whole),
-}
-POLICIES = ("heuristic", *CRITERIA, "periodic")
-
-
-def rule(criterion: Criterion) -> Callable[[Settings], Rule]:
-  """The heuristic with another criterion."""
-
-  def build(settings: Settings) -> Rule:
-    own = heuristic(settings)
-
-    def propose(state, observation, key):
-      asked = own.propose(state, observation, key)
-      return wish(
-        observation,
-        criterion(observation),
-        count=asked.count,
-        chance=asked.chance,
-        seeds_per_slot=settings.seeds_per_slot,
-      )
-
-    plain = Rule(propose)  # its sentence says nothing of a criterion
-    return own._replace(propose=propose, sentence=plain.sentence)
-
-  return build
+MODULE = "benchmarks._criteria"  # registers those that the package lacks
+POLICIES = (
+  "heuristic",
+  "by_score",
+  "by_whole",
+  "by_expansion",
+  "by_place",
+  "by_first",
+  "periodic",
+)
 
 
 def in_runs(
@@ -126,11 +68,12 @@ def in_runs(
         load_config(source, [*overrides, "--config.eval.test=False"]),
         seed=seed,
         tamiyo={"policy": name},
+        urza={"modules": (MODULE,)},
       )
       result = train(config).result
       results[name].append(result)
       print(
-        f"seed {seed} {name:10} {100 * result['val_accuracy']:.2f} %,"
+        f"seed {seed} {name:12} {100 * result['val_accuracy']:.2f} %,"
         f" {result['germinated']} germinated, {result['fossilized']}"
         f" fossilized, {result['params_final']} parameters",
         flush=True,
@@ -138,11 +81,15 @@ def in_runs(
   return results
 
 
-def in_worlds(count: int, seed: int) -> dict[str, Any]:
+def in_worlds(
+  count: int, seed: int, overrides: Sequence[str]
+) -> dict[str, Any]:
   """Plays every policy in the same environments; policy -> `Played`."""
   from esper_jax.simic import assembly, evaluation, options, rollout
 
-  parts = assembly.build(options.read({}, (), assembly.DEFAULTS))
+  importlib.import_module(MODULE)
+  own = [text.removeprefix("--config.") for text in overrides]
+  parts = assembly.build(options.read({}, own, assembly.DEFAULTS))
   settings = parts.others._asdict() | {"period_epochs": 4}
   names = ("never", *POLICIES)
   made = [policy.make(name, **settings) for name in names]
@@ -191,17 +138,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     "--worlds", type=int, default=0, help="environments of Simic instead"
   )
   options, overrides = parser.parse_known_args(argv)
-  for name, criterion in CRITERIA.items():
-    policy.register(name, rule(criterion))
-  try:
-    if options.worlds:
-      figures = _of_worlds(in_worlds(options.worlds, options.first))
-    else:
-      seeds = range(options.first, options.first + options.seeds)
-      figures = _of_runs(in_runs(options.config, overrides, seeds))
-  finally:
-    for name in CRITERIA:
-      policy.unregister(name)
+  if options.worlds:
+    figures = _of_worlds(in_worlds(options.worlds, options.first, overrides))
+  else:
+    seeds = range(options.first, options.first + options.seeds)
+    figures = _of_runs(in_runs(options.config, overrides, seeds))
   figures |= {"worlds": options.worlds, "overrides": overrides}
   report("criteria", figures, options.json)
   return figures
@@ -239,12 +180,12 @@ def _told(
   for name, own in values.items():
     out[name] = {"mean": {key: float(x.mean()) for key, x in own.items()}}
     means = ", ".join(f"{k} {x:.5g}" for k, x in out[name]["mean"].items())
-    print(f"{name:10} {means}")
+    print(f"{name:12} {means}")
     if name != "heuristic":
       for key in judged:
         less = interval(own[key] - values["heuristic"][key])
         out[name][f"{key}_less_heuristic"] = less._asdict()
-        print(f"{'':10} {key} less the heuristic's:", less.text(" points", 100))
+        print(f"{'':12} {key} less the heuristic's:", less.text(" points", 100))
   return {"policies": out}
 
 

@@ -10,12 +10,14 @@ import pytest
 from benchmarks import (
   _common,
   bottleneck,
+  criteria,
   demo_gain,
   loop_efficiency,
   observability_cost,
 )
 from esper_jax.data import datasets
 from esper_jax.kasmina import blueprints
+from esper_jax.tamiyo import policy
 from esper_jax.types import InputError
 
 TINY = (
@@ -30,9 +32,12 @@ TINY = (
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _own_blueprint():
-  """Other tests of this process must not meet the benchmark's blueprint."""
+def _own_names():
+  """Other tests of this process must not meet what benchmarks register."""
   yield
+  module = sys.modules.pop(criteria.MODULE, None)
+  for name in module.CRITERIA if module else ():
+    policy.unregister(name)
   module = sys.modules.pop("benchmarks._wide_block", None)
   if module:
     blueprints.unregister(module.NAME)
@@ -42,6 +47,46 @@ def read(path):
   document = json.loads(path.read_text())
   assert document["jax"] and document["device"] and document["cores"] >= 1
   return document
+
+
+@pytest.mark.full
+def test_criteria(tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(criteria, "POLICIES", ("heuristic", "by_place"))
+  path = tmp_path / "out.json"
+  flags = ["--seeds=2", f"--json={path}", "--config.train.epochs=8"]
+  figures = criteria.main([*flags, *TINY])
+  policies = read(path)["policies"]
+  assert list(policies) == ["heuristic", "by_place"]
+  less = policies["by_place"]["val_accuracy_less_heuristic"]
+  assert less["n"] == 2
+  means = [policies[p]["mean"]["val_accuracy"] for p in policies]
+  assert less["mean"] == pytest.approx(means[1] - means[0])
+  assert figures["policies"] == policies
+  lines = [x for x in capsys.readouterr().out.splitlines() if "seed" in x]
+  assert len(lines) == 4
+  assert not any(" 0 germinated" in line for line in lines)
+
+
+SMALL_WORLDS = (
+  "--config.population.steps=2",
+  "--config.population.width=8",
+  "--config.population.depth=1",
+  "--config.population.units=(8,)",
+  "--config.population.layers=(1,)",
+  "--config.population.blueprints=('bottleneck_dense',)",
+  "--config.population.missing=0",
+  "--config.kasmina.epochs=7",
+)
+
+
+def test_criteria_in_worlds(tmp_path, monkeypatch):
+  monkeypatch.setattr(criteria, "POLICIES", ("heuristic", "by_whole"))
+  path = tmp_path / "out.json"
+  criteria.main(["--worlds=2", f"--json={path}", *SMALL_WORLDS])
+  document = read(path)
+  assert document["worlds"] == 2
+  less = document["policies"]["by_whole"]["earned_less_heuristic"]
+  assert (less["mean"], less["n"]) == (0.0, 2)  # one blueprint: the same
 
 
 def test_demo_gain(tmp_path, capsys):
