@@ -1,21 +1,35 @@
 """What the documents show runs, block after block, as it stands there."""
 
+import ast
 import importlib
+import json
 import re
 import runpy
+import shlex
+import shutil
+import xml.etree.ElementTree as xml
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import esper_jax
+from benchmarks.evidence import __main__ as evidence
+from esper_jax import command_line
+from esper_jax import config as config_lib
 from esper_jax.kasmina import blueprints
 from esper_jax.kasmina.builtin_blueprints import BUILT_IN
 from esper_jax.kasmina.records import REASONS, Reason
 from esper_jax.knobs import KNOBS
+from esper_jax.nissa import command_line as nissa
+from esper_jax.nissa.table import format_slots
 from esper_jax.oona import jsonl
-from esper_jax.types import SlotSpec, Stage
+from esper_jax.tamiyo import observation as obs
+from esper_jax.tamiyo import policy as policies
+from esper_jax.tolaria.overview import slot_table
+from esper_jax.types import Action, SlotSpec, Stage
 
 ROOT = Path(__file__).parents[1]
 
@@ -41,6 +55,18 @@ def run(name: str) -> dict:
     padded = "\n" * (line - 1) + source  # or a traceback shows another line
     exec(compile(padded, ROOT / name, "exec"), names)
   return names
+
+
+def commands(name: str) -> list[list[str]]:
+  """The commands of Python in a document's other blocks, as argument lists."""
+  text = (ROOT / name).read_text()
+  fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.M | re.S)
+  shell = "".join(block for language, block in fenced if not language)
+  lines = shell.replace("\\\n", " ").replace("$seed", "0").splitlines()
+  start = ".venv/bin/python "
+  return [
+    shlex.split(line)[1:] for line in lines if line.lstrip().startswith(start)
+  ]
 
 
 @pytest.mark.full
@@ -79,6 +105,37 @@ def test_readme(tmp_path, monkeypatch):
   assert names["grown"].result["slots"].keys() == {"middle"}
 
 
+def test_own_host_and_policy(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  sources = [source for _, source in blocks("docs/own_host_and_policy.md")]
+  (module,) = [source for source in sources if "register(" in source]
+  try:
+    exec(module, {"__name__": "last_slot"})  # a file of its own
+  finally:
+    policies.unregister("last_slot")
+  try:
+    names = run("docs/own_host_and_policy.md")
+  finally:
+    policies.unregister("last_slot")
+  out = capsys.readouterr().out
+  assert "first (8,) features\nsecond (8,) features\n" in out
+  assert "['WAIT', 'GERMINATE']\n" in out
+  assert "1 second germinate second is the last slot that is free\n" in out
+  grown = names["grown"].result
+  assert (grown["status"], grown["germinated"]) == ("completed", 1)
+  seen = obs.unknown(rows=1, blueprints=1).replace(
+    epoch=jnp.int32(8), growths_left=jnp.int32(1)
+  )
+  seen = seen.replace(legal=seen.legal.at[:].set(True))
+  key = jax.random.key(0)
+  decide = jax.jit(names["modest"].decide)
+  for accuracy, action in ((0.5, Action.GERMINATE), (0.96, Action.WAIT)):
+    now = seen.replace(val_accuracy=seen.val_accuracy.at[-1].set(accuracy))
+    _, chosen = decide(names["modest"].init(key), now, key)
+    assert int(chosen.action[0]) == action
+    assert int(chosen.blueprint[0]) == (0 if action else -1)
+
+
 def test_read_a_run(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   log = {"v": 1, "id": 0, "epoch": 2, "step": 20, "slot": "a", "attempt": 0}
@@ -92,6 +149,96 @@ def test_read_a_run(tmp_path, monkeypatch, capsys):
   names = run("docs/read_a_run.md")
   assert capsys.readouterr().out == "2 0.75\n"
   assert names["culls"][0]["slot"] == "a"
+
+
+def _runs_of_the_experiment() -> None:
+  """Five pairs, gains of 1 to 5 points; the first is a recorded run."""
+  for kind, folder in (("grown", "0"), ("control", "0-control")):
+    recorded = ROOT / "tests" / "nissa" / "recorded" / kind
+    shutil.copytree(recorded, Path("runs", "my_digits", folder))
+  for seed in range(5):
+    for gain, folder in ((seed + 1, f"{seed}"), (0, f"{seed}-control")):
+      path = Path("runs", "my_digits", folder, "result.json")
+      path.parent.mkdir(exist_ok=True)
+      result = json.loads(path.read_text()) if path.exists() else {}
+      result["val_accuracy"] = 0.9 + 0.01 * gain
+      path.write_text(json.dumps(result))
+
+
+def test_experiment(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  _runs_of_the_experiment()
+  _, source = blocks("docs/experiment.md")[0]
+  Path("my_digits.py").write_text(source)
+  names = run("docs/experiment.md")
+  out = capsys.readouterr().out
+  assert re.search(r"^\d+ slot\d_1 0\.\d+$", out, re.M)
+  assert "+3.00 points [+1.04, +4.96]\n" in out
+  config = config_lib.validate(names["get_config"]())
+  assert (config.host.width, config.train.epochs) == (6, 20)
+  shown = format_slots(slot_table(config))
+  text = (ROOT / "docs" / "experiment.md").read_text()
+  assert f"```\n{shown}\n```" in text
+  programs = []
+  for program, *argv in commands("docs/experiment.md"):
+    programs.append(program if program == "main.py" else argv[0])
+    if program == "main.py":
+      options = command_line.parse([program, *argv])
+      assert options is not None and options.config.train.epochs == 20
+    elif argv[0] == "esper_jax.nissa":
+      assert nissa.main(argv[1:]) == 0
+    elif "--list" in argv:
+      assert evidence.main(argv[1:]) == 0
+    else:  # tests/benchmarks/test_evidence_runner.py runs such commands
+      assert argv[0] == "benchmarks.evidence"
+      evidence._parser().parse_known_args(argv[1:])
+  assert [programs.count(name) for name in sorted(set(programs))] == [4, 2, 7]
+  out = capsys.readouterr().out
+  assert "decision (action germinate" in out and "B4/9\tready\n" in out
+  page = Path("comparison.html").read_text()
+  assert "Comparison of 2 runs" in page
+
+
+def test_the_figures_that_the_idea_quotes_are_those_of_the_results():
+  text = " ".join((ROOT / "docs" / "idea.md").read_text().split())
+  quoted = re.findall(r"[-+]?\d+\.\d+[a-zA-Z ]* \[[^\]]+\](?!\()", text)
+  assert len(quoted) == 7
+  names = ("RESULTS.md", "README.md")
+  told = " ".join((ROOT / "benchmarks" / n).read_text() for n in names)
+  for figure in quoted:
+    assert figure in " ".join(told.split()), figure
+
+
+def test_pictures_are_shown_and_have_a_title():
+  pages = "".join(path.read_text() for path in PAGES)
+  pictures = sorted((ROOT / "docs" / "figures").glob("*.svg"))
+  assert pictures
+  for path in pictures:
+    assert f"](figures/{path.name})" in pages, path.name
+    title = xml.parse(path).getroot().find("{http://www.w3.org/2000/svg}title")
+    assert title is not None and title.text, path.name
+
+
+def _defined(path: Path) -> set[str]:
+  """Functions and classes of a file, methods as Class.method."""
+  found = set()
+  for node in ast.parse(path.read_text()).body:
+    if isinstance(node, ast.FunctionDef | ast.ClassDef):
+      found.add(node.name)
+    if isinstance(node, ast.ClassDef):
+      methods = (n for n in node.body if isinstance(n, ast.FunctionDef))
+      found |= {f"{node.name}.{method.name}" for method in methods}
+  return found
+
+
+def test_what_the_architecture_names_exists():
+  text = (ROOT / "docs" / "architecture.md").read_text()
+  named = re.findall(r"`([\w/]+\.py)(?:::?([\w.]+))?`", text)
+  assert len(named) > 100
+  for name, inside in named:
+    path = ROOT / ("" if name.startswith("tests/") else "esper_jax") / name
+    assert path.is_file(), name
+    assert not inside or inside in _defined(path), f"{name}:{inside}"
 
 
 def test_the_configuration_reference_is_up_to_date(capsys):
