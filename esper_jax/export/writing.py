@@ -192,6 +192,7 @@ def _network(restored: Restored) -> GrownNetwork:
     restored.host,
     parts.growth.slots,
     reads=reads,
+    classes=data.classes,
     modules=restored.modules,
     given=_model(restored),
     before=parts.before.topology if parts.before else None,

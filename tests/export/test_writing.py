@@ -110,7 +110,10 @@ def test_an_interrupted_run(interrupted, run, tmp_path, capsys):
   x = parts.steps.preprocess(images, None)
   logits = parts.host.apply(*view, x, train=False, key=None)[0]
   assert np.allclose(load_grown(to)(images), logits, atol=1e-4)
-  seeds = json.loads((to / lineage.TOPOLOGY).read_text())["seeds"]
+  topology = json.loads((to / lineage.TOPOLOGY).read_text())
+  assert topology["output"]["classes"] == list("0123456789")
+  assert load_grown(to).classes == tuple("0123456789")
+  seeds = topology["seeds"]
   assert [seed["strength"] for seed in seeds] == [1.0]  # it is in the weights
   assert lineage.verify(to).files
 
