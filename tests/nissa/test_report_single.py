@@ -46,6 +46,19 @@ def test_the_figures_are_those_of_result_json(tmp_path):
   }
 
 
+@pytest.mark.parametrize(
+  ("host", "says"),
+  [
+    ("mlp", "train the same config with --control, or with tamiyo.policy=nev"),
+    ("given", "call grow as before with policy='never' and another workdir, "),
+  ],
+)
+def test_it_says_how_its_control_is_trained(tmp_path, host, says):
+  path = write(tmp_path, lines=[line(1)], events=[STARTED], host__name=host)
+  (told,) = [p for p in page_of(path).texts["p"] if "only a control" in p]
+  assert f"only a control can tell: {says}" in told
+
+
 def test_every_epoch_is_in_the_table(tmp_path):
   path = recorded(tmp_path)
   header, *rows = page_of(path).tables["Every epoch"]
