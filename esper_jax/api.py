@@ -152,8 +152,8 @@ def grow(
       is resumed, as by main.py. None: a fresh one, runs/MODEL-DATE-TIME.
     callbacks: called as callback(trainer, epoch's metrics) after each epoch;
       `trainer.stop()` ends the run.
-    events: called with each event after "run_started"; the run fails where
-      one raises.
+    events: called with each event, once it is in events.jsonl; the run fails
+      where one raises.
     verbosity: 0 prints nothing, 1 the course of the run, 2 every event.
 
   Returns:
@@ -188,9 +188,8 @@ def grow(
         display=shown,
         callbacks=[*callbacks, *shown.callbacks],
         given=instead,
+        sinks=events,
       )
-    for sink in events:
-      trainer.bus.subscribe(sink, required=True)
     result = trainer.train()
     params, collections, seeds = evaluation_view(trainer.run.state)
     preprocess = trainer.parts.steps.preprocess

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from esper_jax import InputError, Slot, api, grow
 from esper_jax.kasmina import blueprints as kasmina
+from esper_jax.oona import jsonl
 from esper_jax.tamiyo import policy as policies
 
 
@@ -51,7 +52,11 @@ SCALE = kasmina.Blueprint("api_scale", init, apply, ("features",), ("w",))
 
 def test_a_run_and_its_resumption(capsys):
   stops = [lambda trainer, metrics: trainer.stop()]
-  first = grow(Net(), (X, Y), **QUIET, callbacks=stops)
+  seen = []
+  first = grow(Net(), (X, Y), **QUIET, callbacks=stops, events=[seen.append])
+  logged = jsonl.read(first.workdir / "events.jsonl")
+  assert [event["type"] for event in seen] == [line["type"] for line in logged]
+  assert seen[0]["type"] == "run_started"
   assert first.result["status"] == "interrupted"
   assert first.workdir.parts[0] == "runs"
   assert first.workdir.name.startswith("net-")
