@@ -86,7 +86,8 @@ class Grown:
     CPU, in float32 to 1e-4 of the largest output; see docs/export.md.
 
     Args:
-      to: the folder to make; it must not be there, or be empty.
+      to: the folder to make. It must not be there, or be empty, or hold an
+        export of the same network, which is left as it is.
 
     Returns:
       The folder, the content of export.json, the head of the lineage, and
