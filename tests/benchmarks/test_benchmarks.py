@@ -1,5 +1,6 @@
 """Every benchmark runs in its smallest form and writes its figures."""
 
+import argparse
 import json
 import math
 import sys
@@ -42,6 +43,27 @@ def read(path):
   document = json.loads(path.read_text())
   assert document["jax"] and document["device"] and document["cores"] >= 1
   return document
+
+
+@pytest.mark.parametrize(
+  ("name", "says"),
+  [
+    ("missing/out.json", "missing is no folder; make it, or give another fi"),
+    ("folder", "it is a folder; give a file in it"),
+  ],
+)
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, capsys, name, says):
+  (tmp_path / "folder").mkdir()
+  parser = argparse.ArgumentParser()
+  _common.add_json(parser)
+  with pytest.raises(SystemExit) as ended:
+    parser.parse_args([f"--json={tmp_path / name}"])
+  told = capsys.readouterr().err
+  assert ended.value.code == 2 and told.count("\n") == 1
+  assert told.startswith(f"error: --json={tmp_path / name}: cannot be written:")
+  assert says in told
+  for good in (tmp_path / "new.json", "new.json"):
+    assert parser.parse_args([f"--json={good}"]).json == str(good)
 
 
 def test_demo_gain(tmp_path, capsys):
