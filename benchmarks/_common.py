@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import json
+import os
 import sys
 import tempfile
 import time
@@ -82,8 +83,26 @@ def make_parser(doc: str | None, *, seeds: int) -> argparse.ArgumentParser:
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-  """Adds --json."""
-  parser.add_argument("--json", help="file to write every figure to")
+  """Adds --json; one that cannot be written is refused before it measures."""
+  parser.add_argument(
+    "--json", type=_output, help="file to write every figure to"
+  )
+
+
+def _output(path: str) -> str:
+  """The path of a file to write, once it seems that it can be written."""
+  file = Path(path)
+  place, reason = file.parent, ""
+  if not place.is_dir():
+    reason = f"{place} is no folder; make it, or give another file"
+  elif file.is_dir():
+    reason = "it is a folder; give a file in it"
+  elif not os.access(file if file.exists() else place, os.W_OK):
+    reason = "permission denied; give another file"
+  with refusing():
+    if reason:
+      raise InputError(f"--json={path}: cannot be written: {reason}")
+  return path
 
 
 def load_config(source: str, overrides: Sequence[str]) -> ConfigDict:

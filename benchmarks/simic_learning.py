@@ -18,6 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks._common import add_json
 from benchmarks.evidence.figures import Curve, curves
 from esper_jax import commands
 from esper_jax.oona import jsonl
@@ -94,7 +95,7 @@ def _run(argv: list[str]) -> int:
   )
   parser.add_argument("metrics", type=Path, help="metrics.jsonl of a run")
   parser.add_argument("--to", type=Path, help="folder for the figures")
-  parser.add_argument("--json", type=Path, help="file for the tests' figures")
+  add_json(parser)
   options = parser.parse_args(argv)
   tests = read(options.metrics)
   if options.to:
@@ -102,7 +103,7 @@ def _run(argv: list[str]) -> int:
     (options.to / "learning.svg").write_text(learning(tests))
     (options.to / "decisions.svg").write_text(decisions(tests))
   if options.json:
-    options.json.write_text(json.dumps(tests, indent=2))
+    Path(options.json).write_text(json.dumps(tests, indent=2))
   print(table(tests))
   return commands.OK
 

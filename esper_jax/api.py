@@ -6,6 +6,7 @@ It makes what `main.py` makes of a config, and runs the same trainer.
 import contextlib
 import dataclasses
 import functools
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -33,13 +34,21 @@ from esper_jax.tolaria.given import Given
 from esper_jax.tolaria.objective import Objective, PerExample, classification
 from esper_jax.tolaria.state import evaluation_view
 from esper_jax.tolaria.trainer import Callback, Trainer
-from esper_jax.types import InputError, PyTree
+from esper_jax.types import InputError, PyTree, RunFailedError
 
 if TYPE_CHECKING:
   from esper_jax.export.writing import Exported
 
 RUNS = Path("runs")  # where fresh run directories are made
 _ACCURACY = "accuracy"  # the metric that growth and the governor look at
+# Keys of the config -> the argument of `grow` that sets them.
+_ARGUMENTS = {
+  "data.name": "data",
+  "data.source": "data",
+  "kasmina.blueprints": "blueprints",
+  "tamiyo.policy": "policy",
+}
+_KEY_FLAG = re.compile(r"--config\.(\w+(?:\.\w+)*)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +86,8 @@ class Grown:
     CPU, in float32 to 1e-4 of the largest output; see docs/export.md.
 
     Args:
-      to: the folder to make; it must not be there, or be empty.
+      to: the folder to make. It must not be there, or be empty, or hold an
+        export of the same network, which is left as it is.
 
     Returns:
       The folder, the content of export.json, the head of the lineage, and
@@ -143,8 +153,8 @@ def grow(
       is resumed, as by main.py. None: a fresh one, runs/MODEL-DATE-TIME.
     callbacks: called as callback(trainer, epoch's metrics) after each epoch;
       `trainer.stop()` ends the run.
-    events: called with each event after "run_started"; the run fails where
-      one raises.
+    events: called with each event, once it is in events.jsonl; the run fails
+      where one raises.
     verbosity: 0 prints nothing, 1 the course of the run, 2 every event.
 
   Returns:
@@ -152,45 +162,46 @@ def grow(
     "interrupted", and the same call with its `workdir` resumes it.
 
   Raises:
-    InputError: bad input; nothing was started.
+    InputError: bad input; nothing was started. It names arguments, where that
+      of main.py names flags.
     RunFailedError: the run could not go on.
   """
-  changes, given = dict(config or {}), {}
-  _take_model(model, changes, given)
-  _take_data(data, changes, given)
-  _take_policy(policy, changes, given)
-  if blueprints:
-    _set(changes, "kasmina.blueprints", _named(blueprints), "blueprints")
-  whole = make_config(changes)
-  given["objective"] = _objective(loss, metrics, whole)
-  instead = Given(**given, variables=variables)
-  with _directory(workdir, given["title"]) as path:
-    shown = displays.of_run(
+  with _naming_arguments(config or {}):
+    changes, given = dict(config or {}), {}
+    _take_model(model, changes, given)
+    _take_data(data, changes, given)
+    _take_policy(policy, changes, given)
+    if blueprints:
+      _set(changes, "kasmina.blueprints", _named(blueprints), "blueprints")
+    whole = make_config(changes)
+    given["objective"] = _objective(loss, metrics, whole)
+    instead = Given(**given, variables=variables)
+    with _directory(workdir, given["title"]) as path:
+      shown = displays.of_run(
+        path,
+        verbosity=verbosity,
+        settings=config_lib.flatten(whole),
+        **config_lib.shown(whole),
+      )
+      trainer = Trainer(
+        whole,
+        path,
+        display=shown,
+        callbacks=[*callbacks, *shown.callbacks],
+        given=instead,
+        sinks=events,
+      )
+    result = trainer.train()
+    params, collections, seeds = evaluation_view(trainer.run.state)
+    preprocess = trainer.parts.steps.preprocess
+    return Grown(
       path,
-      verbosity=verbosity,
-      settings=config_lib.flatten(whole),
-      **config_lib.shown(whole),
+      result,
+      {"params": params, **collections, **({"seeds": seeds} if seeds else {})},
+      trainer.parts.host,
+      lambda examples: preprocess(jnp.asarray(examples), None),
+      instead,
     )
-    trainer = Trainer(
-      whole,
-      path,
-      display=shown,
-      callbacks=[*callbacks, *shown.callbacks],
-      given=instead,
-    )
-  for sink in events:
-    trainer.bus.subscribe(sink, required=True)
-  result = trainer.train()
-  params, collections, seeds = evaluation_view(trainer.run.state)
-  preprocess = trainer.parts.steps.preprocess
-  return Grown(
-    path,
-    result,
-    {"params": params, **collections, **({"seeds": seeds} if seeds else {})},
-    trainer.parts.host,
-    lambda examples: preprocess(jnp.asarray(examples), None),
-    instead,
-  )
 
 
 def make_config(changes: Mapping[str, Any]) -> ConfigDict:
@@ -200,7 +211,7 @@ def make_config(changes: Mapping[str, Any]) -> ConfigDict:
     changes: "section.key" -> value.
 
   Raises:
-    InputError: as the command line says it.
+    InputError: as the command line says it; `grow` has it name arguments.
   """
   config_lib.check_keys(changes)
   config = defaults.get_config()
@@ -212,6 +223,23 @@ def make_config(changes: Mapping[str, Any]) -> ConfigDict:
         value = float(value)  # or the same run had another hash
       place[name] = value
   return config_lib.validate(config)
+
+
+@contextlib.contextmanager
+def _naming_arguments(config: Mapping[str, Any]) -> Iterator[None]:
+  """Has errors name what `grow` takes, in place of the flags of main.py."""
+
+  def name(flag: re.Match[str]) -> str:
+    key = flag[1]
+    by_argument = key in _ARGUMENTS and key not in config
+    return _ARGUMENTS[key] if by_argument else f"config['{key}']"
+
+  try:
+    yield
+  except (InputError, RunFailedError) as error:
+    told = _KEY_FLAG.sub(name, str(error)).replace("--workdir", "workdir")
+    error.args = (told,)
+    raise
 
 
 def _set(changes: dict[str, Any], key: str, value: Any, argument: str) -> None:

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from esper_jax import InputError, Slot, api, grow
 from esper_jax.kasmina import blueprints as kasmina
+from esper_jax.oona import jsonl
 from esper_jax.tamiyo import policy as policies
 
 
@@ -51,7 +52,11 @@ SCALE = kasmina.Blueprint("api_scale", init, apply, ("features",), ("w",))
 
 def test_a_run_and_its_resumption(capsys):
   stops = [lambda trainer, metrics: trainer.stop()]
-  first = grow(Net(), (X, Y), **QUIET, callbacks=stops)
+  seen = []
+  first = grow(Net(), (X, Y), **QUIET, callbacks=stops, events=[seen.append])
+  logged = jsonl.read(first.workdir / "events.jsonl")
+  assert [event["type"] for event in seen] == [line["type"] for line in logged]
+  assert seen[0]["type"] == "run_started"
   assert first.result["status"] == "interrupted"
   assert first.workdir.parts[0] == "runs"
   assert first.workdir.name.startswith("net-")
@@ -65,7 +70,9 @@ def test_a_run_and_its_resumption(capsys):
   logits = Net().apply(again.variables, X)
   np.testing.assert_allclose(shown.predict(X), logits, rtol=1e-5, atol=1e-6)
   assert repr(shown) == f"Grown(workdir={first.workdir!r})"
-  with pytest.raises(InputError, match="run on other data"):
+  with pytest.raises(
+    InputError, match="^workdir=.* on other data.* another wor"
+  ):
     grow(Net(), (X + 1, Y), **QUIET, workdir=first.workdir)
 
 
@@ -75,8 +82,12 @@ REFUSED = [
   ((Plain(), (X, Y)), {}, "Plain.__call__ takes no 'train'; write def"),
   ((Net(), "cifar"), {}, "data is 'cifar'; give arrays, 'folder:PATH', 'text"),
   ((Net(), "folder:no"), {}, "no' is not there"),
-  ((Net(), (X, Y)), {"config": {"train.epoch": 1}}, "nearest is --config.trai"),
-  ((Net(), (X, Y)), {"config": {"train.epochs": 0}}, "must be an integer of a"),
+  ((Net(), (X, Y)), {"config": {"train.epoch": 1}}, "['train.epoch']: no s"),
+  (
+    (Net(), (X, Y)),
+    {"config": {"train.epochs": 0}},
+    "config['train.epochs']=0: must be an integer of a",
+  ),
   (
     (Net(), (X, Y)),
     {"config": {"host.width": 3}},
@@ -84,7 +95,12 @@ REFUSED = [
   ),
   ((Net(), (X, Y)), {"config": {"data.source": "folder:x"}}, "argument data"),
   ((Net(), (X, Y)), {"config": CONFIG, "policy": "random"}, "argument policy"),
-  ((Net(), (X, Y)), {"policy": "randon"}, "the nearest is random"),
+  ((Net(), (X, Y)), {"policy": "randon"}, "policy=randon: must be"),
+  (
+    (Net(), (X, Y)),
+    {"config": {"tamiyo.policy": "randon"}},
+    "config['tamiyo.policy']=randon: must be",
+  ),
   ((Net(), (X, Y)), {"blueprints": ["dens"]}, "'dens' is not registered"),
   ((Net(), (X, Y)), {"variables": {}}, "variables do not fit the model: miss"),
   (
@@ -107,6 +123,7 @@ def test_bad_input_starts_nothing(args, options, says, tmp_path):
     grow(*args, **options)
   assert says in str(caught.value)
   assert "\n" not in str(caught.value)
+  assert "--" not in str(caught.value)  # a flag of main.py
   runs = tmp_path / "runs"
   assert not runs.exists() or list(runs.iterdir()) == []
 

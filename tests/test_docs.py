@@ -85,7 +85,7 @@ def test_own_model(tmp_path, monkeypatch, capsys):
   stopped = names["stopped"].result
   assert stopped["status"] == "interrupted"
   assert stopped["epochs"] < 50
-  assert {e["type"] for e in names["seen"]} >= {"checkpoint", "interrupted"}
+  assert {e["type"] for e in names["seen"]} >= {"run_started", "interrupted"}
   assert f"8x8 gray images in {tmp_path}/shapes (bright, dark)" in out
   assert set(names["fit"].result["metrics"]) == {"validation", "test"}
   for own in ("scale", "branch"):

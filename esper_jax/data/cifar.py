@@ -42,6 +42,7 @@ class CifarFormat(NamedTuple):
       one is the label that is learned.
     python_folder: folder of the official Python archive.
     archive: the official binary archive.
+    classes: names of what is learned, by label.
   """
 
   title: str
@@ -49,6 +50,7 @@ class CifarFormat(NamedTuple):
   labels: tuple[LabelField, ...]
   python_folder: str
   archive: Archive
+  classes: tuple[str, ...]
 
 
 def _cifar_format(
@@ -59,12 +61,31 @@ def _cifar_format(
   binary_folder: str,
   url: str,
   sha256: str,
+  classes: str,
 ) -> CifarFormat:
   record = len(labels) + _IMAGE_BYTES
   members = {f"{name}.bin": count * record for name, count in files}
   archive = Archive(url, sha256, binary_folder, members)
-  return CifarFormat(title, files, labels, python_folder, archive)
+  names = tuple(classes.split())
+  return CifarFormat(title, files, labels, python_folder, archive, names)
 
+
+# As batches.meta and meta have them; the binary archives' *.meta.txt too.
+_CLASSES_10 = """
+airplane automobile bird cat deer dog frog horse ship truck
+"""
+_CLASSES_100 = """
+apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy
+bridge bus butterfly camel can castle caterpillar cattle chair chimpanzee
+clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower
+leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark
+shrew skunk skyscraper snail snake spider squirrel streetcar sunflower
+sweet_pepper table tank telephone television tiger tractor train trout tulip
+turtle wardrobe whale willow_tree wolf woman worm
+"""
 
 FORMATS = {
   "cifar10": _cifar_format(
@@ -78,6 +99,7 @@ FORMATS = {
     "cifar-10-batches-bin",
     _SITE + "cifar-10-binary.tar.gz",
     "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
+    _CLASSES_10,
   ),
   "cifar100": _cifar_format(
     "CIFAR-100",
@@ -87,6 +109,7 @@ FORMATS = {
     "cifar-100-binary",
     _SITE + "cifar-100-binary.tar.gz",
     "58a81ae192c23a4be8b1804d68e518ed807d710a4eb253b1f2a199162a40d8ec",
+    _CLASSES_100,
   ),
 }
 

@@ -130,7 +130,8 @@ def _read_cifar(
     place = _cached(layout, cache, download, report)
     remedy = f"delete '{place}' and run again to download it anew"
   train, test, source = cifar.read(layout, place, remedy=remedy)
-  return Splits(train, test, layout.labels[-1].num_classes, source)
+  classes = layout.classes
+  return Splits(train, test, len(classes), source, classes=classes)
 
 
 def _cached(
@@ -169,4 +170,5 @@ def _read_digits() -> Splits:
   labels = digits["target"].astype(np.int32)
   train, test = hold_out_test((images, labels))
   source = "scikit-learn's handwritten digits (embedded)"
-  return Splits(train, test, 10, source)
+  classes = tuple("0123456789")
+  return Splits(train, test, len(classes), source, classes=classes)

@@ -86,6 +86,7 @@ def read(path: Path, *, image_size: int, cache: Path) -> Splits:
     test=by_split.get("test"),
     num_classes=len(classes),
     source=f"{width}x{height} {kind} images in {path} ({named})",
+    classes=tuple(classes),
   )
 
 

@@ -66,6 +66,7 @@ def read(data: Any) -> Splits:
     test=arrays.get("test"),
     num_classes=num_classes,
     source=f"given {side} {examples.dtype} examples of {kind}",
+    classes=tuple(names),
   )
 
 

@@ -38,6 +38,7 @@ class Dataset:
       the same data in whatever layout it came.
     source: where it came from, for people.
     vocabulary: of a text, the character of each token; else empty.
+    classes: the name of each class; empty where they have no names.
   """
 
   name: str
@@ -53,6 +54,7 @@ class Dataset:
   sha256: str
   source: str
   vocabulary: str = ""
+  classes: tuple[str, ...] = ()
 
 
 class Splits(NamedTuple):
@@ -65,6 +67,7 @@ class Splits(NamedTuple):
     source: see `Dataset`.
     validation: None where it is to be held out of `train`.
     vocabulary: see `Dataset`.
+    classes: see `Dataset`.
   """
 
   train: Split
@@ -73,6 +76,7 @@ class Splits(NamedTuple):
   source: str
   validation: Split | None = None
   vocabulary: str = ""
+  classes: tuple[str, ...] = ()
 
 
 def divide(
@@ -127,6 +131,7 @@ def divide(
     sha256=_digest(*arrays),
     source=source,
     vocabulary=splits.vocabulary,
+    classes=splits.classes,
   )
 
 

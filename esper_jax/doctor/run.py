@@ -12,7 +12,11 @@ from esper_jax.tolaria import status
 from esper_jax.types import InputError
 
 _LEVELS = {"ready": Level.OK, "degraded": Level.WARN, "failed": Level.FAIL}
-_COUNTS = (("queued", "waiting"), ("dropped", "dropped"))
+# Entry -> what it says of a run that lives, and of one that ended.
+_COUNTS = (
+  ("queued", "waiting", "left undone"),
+  ("dropped", "dropped", "dropped"),
+)
 _AGAIN = "the command that started it resumes it"
 
 
@@ -37,7 +41,10 @@ def check(run: str | os.PathLike, *, now: float | None = None) -> list[Line]:
   try:
     return [
       _life(found, time.time() if now is None else now),
-      *(_part(name, part) for name, part in found["parts"].items()),
+      *(
+        _part(name, part, running=found["state"] == status.RUNNING)
+        for name, part in found["parts"].items()
+      ),
       *(_memory(device) for device in found["devices"] if _tells(device)),
     ]
   except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -63,9 +70,15 @@ def _life(found: Mapping[str, Any], now: float) -> Line:
   return Line("run", Level.OK, text, _AGAIN if goes_on else "")
 
 
-def _part(name: str, part: Mapping[str, Any]) -> Line:
+def _part(name: str, part: Mapping[str, Any], *, running: bool) -> Line:
+  """What a part says; what it still had in hand when a run ended is moot."""
   said = [f"{part['state']} after {part['seconds']:.1f} s"]
-  said += [f"{part[key]} {what}" for key, what in _COUNTS if part[key]]
+  moot = not running and part["state"] == "ready"
+  said += [
+    f"{part[key]} {what if running else left}"
+    for key, what, left in _COUNTS
+    if part[key] and not (moot and key == "queued")
+  ]
   said += [part["error"]] if part["error"] else []
   return Line(name, _LEVELS[part["state"]], ", ".join(said))
 

@@ -63,6 +63,11 @@ class GrownNetwork:
     module = make_host(**host, slots=slots, dtype=self._dtype)
     self._host = grown.as_host(module, records, slots=())
 
+  @property
+  def classes(self) -> tuple[str, ...]:
+    """Names of the classes, in the order of the logits; () without names."""
+    return tuple(self.topology["output"].get("classes", ()))
+
   def __call__(self, inputs: jax.Array) -> jax.Array:
     """Returns the logits, float32 [batch, classes].
 

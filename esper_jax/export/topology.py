@@ -20,6 +20,7 @@ def build(
   slots: SlotTable,
   *,
   reads: Mapping[str, Any],
+  classes: Sequence[str] = (),
   modules: Sequence[str] = (),
   given: Host | None = None,
   before: Mapping[str, Any] | None = None,
@@ -31,6 +32,8 @@ def build(
     host: see `restoring.Restored`.
     slots: the host's slot table.
     reads: see `images`, `tokens` and `examples`.
+    classes: names of what the last axis of the output stands for, in order;
+      empty where they have none.
     modules: that register blueprints of the run.
     given: the host, where it is a user's.
     before: see `folding.fold`.
@@ -54,7 +57,8 @@ def build(
     "modules": list(modules),
   }
   network = GrownNetwork(topology, folded.variables, given)
-  topology["output"] = _output(network)
+  named = {"classes": list(classes)} if classes else {}
+  topology["output"] = {**_output(network), **named}
   return network
 
 

@@ -1,5 +1,6 @@
 """Exports a run: every format, each checked, in a folder that is whole."""
 
+import hashlib
 import importlib.util
 import os
 import shutil
@@ -40,6 +41,10 @@ from esper_jax.urza import dispatch
 # Largest difference of a logit, relative to the largest logit (or to 1): what
 # another order of the same sums may come to, in the dtype of the computation.
 TOLERANCE = {"float32": 1e-4, "bfloat16": 2**-4}
+_OTHER = (
+  "{} is there already and holds something else than this export; give another"
+  " folder"
+)
 
 
 class Exported(NamedTuple):
@@ -69,7 +74,8 @@ def export_run(
 
   Args:
     run: the run directory, finished or interrupted.
-    to: the folder to make; it must not be there, or be empty.
+    to: the folder to make. It must not be there, or be empty, or hold an export
+      of the same network: that one is left as it is, and returned.
     data_dir: see `restoring.restore`.
     given: see `restoring.restore`.
 
@@ -80,8 +86,8 @@ def export_run(
       cannot be written; nothing is left of it.
   """
   folder = Path(to).absolute()
-  if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-    raise InputError(f"{folder} is there already; give another folder")
+  if _taken(folder) and not (folder / LINEAGE).is_file():
+    raise InputError(_OTHER.format(folder))
   with jax.default_device(_cpu()):
     restored = restoring.restore(Path(run), data_dir=data_dir, given=given)
     return _write(folder, restored)
@@ -98,12 +104,18 @@ def _cpu() -> jax.Device:
     ) from error
 
 
+def _taken(folder: Path) -> bool:
+  return folder.exists() and not (folder.is_dir() and not any(folder.iterdir()))
+
+
 def _write(folder: Path, restored: Restored) -> Exported:
   history = _history(restored)
   network = _network(restored)
   lineage.check_seeds(
     history, network.topology, str(restored.path / "events.jsonl")
   )
+  if _taken(folder):
+    return _there(folder, restored, network, history)
   with explain_write_errors(folder, error=InputError):
     folder.parent.mkdir(parents=True, exist_ok=True)
     unfinished = workdir.temporary_name(folder)
@@ -124,6 +136,36 @@ def _write(folder: Path, restored: Restored) -> Exported:
   finally:
     shutil.rmtree(unfinished, ignore_errors=True)
   return Exported(folder, report, story["head"], _notes(restored, report))
+
+
+def _there(
+  folder: Path,
+  restored: Restored,
+  network: GrownNetwork,
+  history: list[dict[str, Any]],
+) -> Exported:
+  """The export that is there, whole and of the same network and history.
+
+  Raises:
+    InputError: it is another one, or was changed.
+  """
+  try:
+    head = lineage.verify(folder).head
+  except InputError as error:
+    raise InputError(_OTHER.format(folder)) from error
+  *before, last = lineage.story(folder)
+  weights = hashlib.sha256(naming.to_bytes(network.variables)).hexdigest()
+  same = (
+    before == plain_json(history)
+    and last["epoch"] == restored.epoch
+    and last["step"] == restored.checkpoint.step
+    and last["files"][WEIGHTS] == weights
+    and workdir.read_json(folder / TOPOLOGY) == plain_json(network.topology)
+  )
+  report = workdir.read_json(folder / REPORT)
+  if not same or report is None:
+    raise InputError(_OTHER.format(folder))
+  return Exported(folder, report, head, _notes(restored, report))
 
 
 def compare(
@@ -192,6 +234,7 @@ def _network(restored: Restored) -> GrownNetwork:
     restored.host,
     parts.growth.slots,
     reads=reads,
+    classes=data.classes,
     modules=restored.modules,
     given=_model(restored),
     before=parts.before.topology if parts.before else None,

@@ -312,6 +312,9 @@ def _announce(
 class Slot(nn.Module):
   """A place where a Flax Linen host can grow: `x = Slot(name="slot1")(x)`.
 
+  Without `train=train` seeds always run as in evaluation. That matters only to
+  blueprints that draw or keep a state, which none of the package's does.
+
   Attributes:
     causal: whether blueprints must respect the order of tokens.
   """

@@ -130,7 +130,7 @@ def _slot_cell(result: Mapping[str, Any], name: str) -> str:
   if row["culled"]:
     text += f", {row['culled']} culled"
   if row["contribution"] is not None:
-    text += f" ({row['contribution']:+.4f} nats)"
+    text += f" (last measured {row['contribution']:+.4f} nats)"
   return text
 
 

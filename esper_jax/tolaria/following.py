@@ -1,12 +1,13 @@
 """The files of a run that several processes train: one has them, all follow."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
-from esper_jax.oona.bus import Bus
+from esper_jax.oona.bus import Bus, Sink
 from esper_jax.tolaria import processes
 from esper_jax.tolaria.assembly import Parts
 from esper_jax.tolaria.checkpoints import Damage, Loaded
@@ -56,8 +57,10 @@ class Follower(Store):
       raise told
     vars(self).update(told)
 
-  def attach(self, bus: Bus) -> None:
+  def attach(self, bus: Bus, sinks: Iterable[Sink] = ()) -> None:
     """Numbers events as process 0 does, and writes none."""
+    for sink in sinks:
+      bus.subscribe(sink, required=True)
     bus.next_id = self._next_event
 
   def last_scheduled(self) -> tuple[Loaded | None, list[Damage]]:

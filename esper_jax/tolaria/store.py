@@ -10,7 +10,7 @@ import dataclasses
 import os
 import platform
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
 from esper_jax.oona import jsonl, redis_url
-from esper_jax.oona.bus import Bus
+from esper_jax.oona.bus import Bus, Sink
 from esper_jax.oona.redis_stream import RedisSink
 from esper_jax.tolaria import checkpoints, processes, recovery, workdir
 from esper_jax.tolaria.accounting import Ledger
@@ -132,9 +132,11 @@ class Store:
     )
     return {name: getattr(self, name) for name in names}
 
-  def attach(self, bus: Bus) -> None:
-    """Sends every event to events.jsonl; the run needs it."""
+  def attach(self, bus: Bus, sinks: Iterable[Sink] = ()) -> None:
+    """Sends every event to events.jsonl, then to sinks; the run needs them."""
     bus.subscribe(self._events.append, required=True, name="events.jsonl")
+    for sink in sinks:
+      bus.subscribe(sink, required=True)
     if self.redis:
       bus.subscribe(self.redis, name="redis")
     bus.next_id = self._next_event

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
 from esper_jax.data.pipeline import make_iterator
-from esper_jax.oona.bus import Bus
+from esper_jax.oona.bus import Bus, Sink
 from esper_jax.tezzeret.program import Compiled, Interrupted
 from esper_jax.tolaria import (
   assembly,
@@ -80,6 +80,7 @@ class Trainer:
     stopping: Stopping | None = None,
     kernels: Kernels | None = None,
     given: Given = NOTHING,
+    sinks: Sequence[Sink] = (),
   ):
     """Loads the data, takes the directory, and resumes what is in it.
 
@@ -91,6 +92,7 @@ class Trainer:
       stopping: says when to stop; may listen to signals. None: one of its own.
       kernels: what may run in place of references; None: as the config says.
       given: in place of what the config names.
+      sinks: of every event, the first included; the run needs them.
 
     Raises:
       InputError: the config, the data or the directory is not usable.
@@ -132,7 +134,7 @@ class Trainer:
       batch_size=self.config.data.batch_size,
     )
     self.roster.start("nissa", lambda: self._display, stop=lambda d: d.close())
-    self.roster.start("tolaria", self._begin)
+    self.roster.start("tolaria", lambda: self._begin(sinks))
     if processes.leads() and not self._store.finished:
       status.keep(self.roster, self._store.path, self._look)
 
@@ -269,7 +271,7 @@ class Trainer:
 
   # --- Beginning and end ---------------------------------------------------
 
-  def _begin(self) -> None:
+  def _begin(self, sinks: Sequence[Sink]) -> None:
     """Starts a new run or takes up the one in the directory."""
     store = self._store
     self.run, resumed = store.resume(self._fresh, self.parts)
@@ -285,7 +287,7 @@ class Trainer:
     if store.finished:
       return
     self._kernels.take_up(self.run.kernels)
-    store.attach(self.bus)
+    store.attach(self.bus, sinks)
     self.bus.subscribe(self._display.event, name="display")
     faults.report_damage(store.damaged, self._publish)
     begun = store.redone if resumed else {"policy": self.parts.policy.name}

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from esper_jax.knobs import nearest
 from esper_jax.types import InputError
 from esper_jax.urza import evidence
 from esper_jax.urza import registry as registry_lib
@@ -234,9 +235,11 @@ def key_of(registry: Registry, start: str) -> str:
     )
   keys = [key for key in registry.keys() if key.startswith(start)]
   if not keys:
+    known = registry.keys()
+    hint = f"the nearest is {nearest(start, known)[:12]}; " if known else ""
     raise InputError(
-      f"no artefact's key begins with '{start}'; `list` shows the keys, of"
-      " which 4 characters are enough"
+      f"no artefact's key begins with '{start}'; {hint}`list` shows the"
+      " keys, of which 4 characters are enough"
     )
   if len(keys) > 1:
     raise InputError(f"{len(keys)} keys begin with '{start}'; give more of it")

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 import jax
 
 from esper_jax.types import InputError
-from esper_jax.urza import launching, numerics, witness
+from esper_jax.urza import launching, listing, numerics, witness
 from esper_jax.urza.artefact import Artefact, Damaged
 from esper_jax.urza.device import Device
 from esper_jax.urza.registry import Registry, open_registry
@@ -204,7 +204,9 @@ def judge(artefact: Artefact, launch: launching.Launch) -> Verdict:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the options of `probe`."""
-  parser.add_argument("key", help="of the artefact")
+  parser.add_argument(
+    "key", help="of the artefact, or how it begins, from 4 characters on"
+  )
   parser.add_argument("--dir", default="", help="another layer")
   parser.add_argument(
     "--trusted",
@@ -225,29 +227,33 @@ def main(args: argparse.Namespace) -> int:
   """Probes an artefact on this machine's GPU.
 
   Writes the verdict as a line of JSON; returns PASSED, FAILED or NOT_RUN.
+
+  Raises:
+    InputError: there is no such artefact, or no such registry.
   """
-  verdict = _probe_here(args)
-  print(json.dumps({"key": args.key, **verdict._asdict()}), flush=True)
+  layers = (Path(args.dir),) if args.alone else None
+  registry = open_registry(
+    args.dir, trusted=args.trusted, layers=layers, make=False
+  )
+  key = listing.key_of(registry, args.key)
+  verdict = _probe_here(registry, key, args.device)
+  print(json.dumps({"key": key, **verdict._asdict()}), flush=True)
   if not verdict.ran:
     return NOT_RUN
   return PASSED if verdict.ok else FAILED
 
 
-def _probe_here(args: argparse.Namespace) -> Verdict:
+def _probe_here(registry: Registry, key: str, kind: str) -> Verdict:
   device = gpu()
   if device is None:
     return Verdict(False, "no GPU", ran=False)
-  if args.device and args.device != device.kind:
-    reason = f"the GPU here is a {device.kind}, not a {args.device}"
+  if kind and kind != device.kind:
+    reason = f"the GPU here is a {device.kind}, not a {kind}"
     return Verdict(False, reason, ran=False)
-  layers = (Path(args.dir),) if args.alone else None
   try:
-    registry = open_registry(
-      args.dir, trusted=args.trusted, layers=layers, make=False
-    )
-    loaded = launching.Loaded(*registry.load(args.key))
+    loaded = launching.Loaded(*registry.load(key))
     kernel = launching.kernel_of(loaded.artefact)
-  except (InputError, KeyError, Damaged) as error:
+  except (KeyError, Damaged) as error:
     return Verdict(False, f"it cannot be read: {error}", ran=False)
   launch = launching.launcher(kernel, loaded, device)
   print(LAUNCHING, flush=True)

@@ -1,5 +1,6 @@
 """Every benchmark runs in its smallest form and writes its figures."""
 
+import argparse
 import json
 import math
 import sys
@@ -87,6 +88,27 @@ def test_criteria_in_worlds(tmp_path, monkeypatch):
   assert document["worlds"] == 2
   less = document["policies"]["by_whole"]["earned_less_heuristic"]
   assert (less["mean"], less["n"]) == (0.0, 2)  # one blueprint: the same
+
+
+@pytest.mark.parametrize(
+  ("name", "says"),
+  [
+    ("missing/out.json", "missing is no folder; make it, or give another fi"),
+    ("folder", "it is a folder; give a file in it"),
+  ],
+)
+def test_a_file_that_cannot_be_written_is_refused(tmp_path, capsys, name, says):
+  (tmp_path / "folder").mkdir()
+  parser = argparse.ArgumentParser()
+  _common.add_json(parser)
+  with pytest.raises(SystemExit) as ended:
+    parser.parse_args([f"--json={tmp_path / name}"])
+  told = capsys.readouterr().err
+  assert ended.value.code == 2 and told.count("\n") == 1
+  assert told.startswith(f"error: --json={tmp_path / name}: cannot be written:")
+  assert says in told
+  for good in (tmp_path / "new.json", "new.json"):
+    assert parser.parse_args([f"--json={good}"]).json == str(good)
 
 
 def test_demo_gain(tmp_path, capsys):

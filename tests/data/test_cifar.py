@@ -98,6 +98,11 @@ def test_pickles_with_string_keys_and_label_arrays(tmp_path, protocol):
     np.testing.assert_array_equal(a[1], b[1])
 
 
+def test_every_class_has_a_name(layout):
+  assert len(set(layout.classes)) == layout.labels[-1].num_classes
+  assert layout.classes[3] in ("cat", "bear")
+
+
 def test_binary_files_come_first(tmp_path):
   layout = SMALL["cifar10"]
   _write_python(layout, tmp_path / layout.python_folder)

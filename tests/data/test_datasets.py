@@ -45,6 +45,7 @@ def test_digits():
   data = datasets.load("digits")
   _check(data, (8, 8, 1), (1294, 144, 359))
   assert (data.name, data.num_classes) == ("digits", 10)
+  assert data.classes == tuple("0123456789")
   assert data.train_images.max() == 255
   assert "scikit-learn" in data.source
   images = data.train_images / 255
@@ -92,6 +93,7 @@ def test_cifar10_at_its_real_size(cifar10):
   assert np.bincount(data.train_labels).tolist() == [4500] * 10
   assert np.bincount(data.validation_labels).tolist() == [500] * 10
   assert data.source == f"CIFAR-10, binary files in {cifar10}"
+  assert data.classes[::9] == ("airplane", "truck")
   np.testing.assert_allclose(data.mean, (63.5 / 255, 0.5, 0.5), rtol=2e-3)
   np.testing.assert_allclose(data.std, (37 / 255, 0.29, 0.29), rtol=2e-2)
 

@@ -52,6 +52,7 @@ def test_classes_are_folders_and_pixels_are_kept(read, root):
   assert images[0, 2, 3, 0] == 10 and images[10, 2, 3, 0] == 11
   assert (splits.validation, splits.test, splits.num_classes) == (None, None, 2)
   assert splits.source == f"4x3 gray images in {root} (cat, dog)"
+  assert splits.classes == ("cat", "dog")
 
 
 def test_images_are_counted_without_being_decoded(root):

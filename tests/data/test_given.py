@@ -47,6 +47,8 @@ def test_texts_are_classes_in_alphabetical_order():
   assert splits.train[1][:2].tolist() == [1, 0]
   assert splits.test[1][:2].tolist() == [1, 0]
   assert "2 classes (cat, dog)" in splits.source
+  assert splits.classes == ("cat", "dog")
+  assert given.read((IMAGES, LABELS)).classes == ()  # numbers have no names
 
 
 def test_labels_by_position_and_numbers():

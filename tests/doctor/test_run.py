@@ -94,6 +94,17 @@ def test_each_part(look):
   ]
 
 
+def test_nothing_waits_where_a_run_has_ended(look):
+  parts = {"tezzeret": part(queued=1, dropped=2)}
+  assert "1 waiting, 2 dropped" in look(parts=parts)[1].found
+  run_line, line = look("completed", parts=parts)
+  assert run_line.found.startswith("completed, epoch 3/30")
+  assert line.found == "ready after 0.2 s, 2 dropped"
+  parts = {"redis": part("degraded", queued=7, error="refused")}
+  _, line = look("completed", parts=parts)
+  assert line.found == "degraded after 0.2 s, 7 left undone, refused"
+
+
 def test_the_memory_of_devices_that_tell(look):
   names = ("bytes_in_use", "peak_bytes_in_use", "bytes_limit")
   cpu = {"device": "cpu:0", **dict.fromkeys(names)}

@@ -15,6 +15,7 @@ from esper_jax.kasmina.blueprints import Blueprint
 from esper_jax.oona import lineage
 from esper_jax.tolaria.state import evaluation_view
 from esper_jax.tolaria.trainer import Trainer
+from esper_jax.tolaria.workdir import write_json
 
 FICKLE = "export_fickle"
 TRACES = []
@@ -110,7 +111,10 @@ def test_an_interrupted_run(interrupted, run, tmp_path, capsys):
   x = parts.steps.preprocess(images, None)
   logits = parts.host.apply(*view, x, train=False, key=None)[0]
   assert np.allclose(load_grown(to)(images), logits, atol=1e-4)
-  seeds = json.loads((to / lineage.TOPOLOGY).read_text())["seeds"]
+  topology = json.loads((to / lineage.TOPOLOGY).read_text())
+  assert topology["output"]["classes"] == list("0123456789")
+  assert load_grown(to).classes == tuple("0123456789")
+  seeds = topology["seeds"]
   assert [seed["strength"] for seed in seeds] == [1.0]  # it is in the weights
   assert lineage.verify(to).files
 
@@ -124,6 +128,24 @@ def test_a_folder_that_is_there_stays_as_it_is(run, tmp_path):
   (tmp_path / "empty").mkdir()
   done = writing.export_run(run, tmp_path / "empty")
   assert lineage.verify(done.folder, head=done.head)
+
+
+def test_the_same_export_again_leaves_what_is_there(run, tmp_path):
+  first = writing.export_run(run, tmp_path / "out")
+  times = {p: p.stat().st_mtime_ns for p in first.folder.iterdir()}
+  again = writing.export_run(run, tmp_path / "out")
+  assert again == first
+  assert {p: p.stat().st_mtime_ns for p in times} == times
+  assert [p.name for p in tmp_path.iterdir()] == ["out"]
+  story = lineage.story(first.folder)
+  story[0]["seed"] += 1  # as whole, but of another run
+  write_json(first.folder / lineage.LINEAGE, lineage.chain(story))
+  assert lineage.verify(first.folder)
+  with pytest.raises(InputError, match="holds something else than this expor"):
+    writing.export_run(run, tmp_path / "out")
+  (first.folder / lineage.REPORT).write_text("{}")  # no longer whole
+  with pytest.raises(InputError, match="holds something else than this expor"):
+    writing.export_run(run, tmp_path / "out")
 
 
 def test_a_network_without_its_history_is_refused(run, tmp_path, capsys):

@@ -186,8 +186,8 @@ def test_the_timeline_of_the_recorded_run(tmp_path):
   ]
   labels = [b["aria-label"] for b in blocks]
   assert (
-    "slot3_1, epochs 10 to 11: blending (conv3x3), contribution +0.0033 nats"
-    in labels
+    "slot3_1, epochs 10 to 11: blending (conv3x3), last contribution +0.0033"
+    " nats" in labels
   )
   assert "slot3_1, epochs 26 to 30: fossilized" in labels
   assert len(labels) == sum(

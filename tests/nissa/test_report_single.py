@@ -46,6 +46,19 @@ def test_the_figures_are_those_of_result_json(tmp_path):
   }
 
 
+@pytest.mark.parametrize(
+  ("host", "says"),
+  [
+    ("mlp", "train the same config with --control, or with tamiyo.policy=nev"),
+    ("given", "call grow as before with policy='never' and another workdir, "),
+  ],
+)
+def test_it_says_how_its_control_is_trained(tmp_path, host, says):
+  path = write(tmp_path, lines=[line(1)], events=[STARTED], host__name=host)
+  (told,) = [p for p in page_of(path).texts["p"] if "only a control" in p]
+  assert f"only a control can tell: {says}" in told
+
+
 def test_every_epoch_is_in_the_table(tmp_path):
   path = recorded(tmp_path)
   header, *rows = page_of(path).tables["Every epoch"]
@@ -85,6 +98,10 @@ def test_seeds_and_decisions_are_in_their_tables(tmp_path):
   path = recorded(tmp_path)
   tables = page_of(path).tables
   seeds = tables["The seeds, in the order in which they were planted"]
+  assert seeds[0][-2:] == [
+    "contribution when it ended, nats",
+    "standard errors",
+  ]
   assert seeds[1] == [
     "slot3_1",
     "conv3x3",
@@ -97,6 +114,7 @@ def test_seeds_and_decisions_are_in_their_tables(tmp_path):
   ]
   name = "Every decision, what came of it, and what happened without one"
   rows = tables[name][1:]
+  assert tables[name][0][-1] == "effect measured by then, nats"
   events = (path / "events.jsonl").read_text()
   assert sum(row[2] != "none" for row in rows) == events.count('"decision"')
   for row in rows:
@@ -334,7 +352,7 @@ def test_figures_that_are_not_finite_are_gaps(tmp_path):
           "fossilized", 3, slot="a", contribution=0.25, contribution_se=0.125
         ),
       ],
-      "(dense in a at epoch 3, +0.2500 \u00b1 0.1250 nats).",
+      "(dense in a at epoch 3, +0.2500 \u00b1 0.1250 nats by then).",
     ),
   ],
 )

@@ -73,8 +73,8 @@ def test_columns_are_aligned_and_slots_follow_the_figures():
   assert len(ends) == 1  # the last column is right-aligned
   found = {line.split()[0]: line.split()[1:] for line in lines[-4:]}
   assert list(found) == ["slot1", "slot2", "slot1#2", "slot3"]
-  assert found["slot1"] == (
-    ["dense,", "dense_2", "fossilized", "(+0.0123", "nats)", "-"]
+  assert " ".join(found["slot1"]) == (
+    "dense, dense_2 fossilized (last measured +0.0123 nats) -"
   )
   assert found["slot2"] == ["embargoed,", "2", "culled", "-"]
   assert found["slot1#2"] == ["dormant", "-"]

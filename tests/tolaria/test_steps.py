@@ -107,13 +107,34 @@ def _functional(params, collections, seeds, x, *, train, key):
   return h @ params["out"], collections, seeds
 
 
+def _reading():
+  """A GPT that reads the middle rows of an image as text, for one answer."""
+  gpt = from_linen(
+    make_host("gpt", depth=1, heads=2, context=_TOKENS, **_SMALL)
+  )
+
+  def tokens(x):  # images of -1 to 1
+    rows = x.reshape(x.shape[0], -1)[:, 24 : 24 + _TOKENS]
+    return jnp.clip((rows + 1) * 5, 0, CLASSES - 1).astype(jnp.int32)
+
+  def apply(params, collections, seeds, x, *, train, key):
+    out, *rest = gpt.apply(
+      params, collections, seeds, tokens(x), train=train, key=key
+    )
+    return out.mean(axis=1), *rest
+
+  return Host(lambda key, x: gpt.init(key, tokens(x)), apply)
+
+
 HOSTS = {
   "batch": lambda: from_linen(make_host("resnet8", **_SMALL)),
   "group": lambda: from_linen(make_host("resnet8", norm="group", **_SMALL)),
   "mlp": lambda: from_linen(make_host("mlp", depth=1, **_SMALL)),
   "dropout": lambda: from_linen(Dropping()),
   "functional": lambda: Host(_functional_init, _functional),
+  "gpt": _reading,
 }
+_TOKENS = 16
 _SMALL = {"num_classes": CLASSES, "width": 8}
 
 
@@ -271,6 +292,7 @@ IMAGE_PAIRS = [
   for blueprint in blueprints_of("nhwc")
 ]
 VECTOR_PAIRS = [("slot1", b) for b in blueprints_of("features")]
+TOKEN_PAIRS = [("slot1", b) for b in blueprints_of("tokens")]
 DIAGONAL = [IMAGE_PAIRS[n] for n in (0, 1, 8, 9, 16, 17)]
 
 
@@ -282,6 +304,7 @@ def plantings():
     ("mlp", "adamw"): VECTOR_PAIRS,
     ("dropout", "sgd"): [("slot1", NOISY), ("slot1", "dense")],
     ("functional", "adamw"): [("slot1", NOISY), ("tail/slot", "norm")],
+    ("gpt", "adamw"): TOKEN_PAIRS,
   }
   chosen = [
     (*at, [(*pair, BLEND_MODES[n % 3]) for n, pair in enumerate(pairs)])

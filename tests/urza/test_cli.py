@@ -184,7 +184,9 @@ def test_gc_says_what_it_deletes(store, run):
 @pytest.mark.parametrize(
   "command, words",
   [
-    (("show", "0000"), "no artefact's key begins with '0000'"),
+    (("show", "0000"), "no artefact's key begins with '0000'; the nearest is "),
+    (("probe", "BADKEY"), "key begins with 'BADKEY'; the nearest is "),
+    (("probe", "6"), "'6' is too short for a key; give at least 4 characters"),
     (("show", "6"), "'6' is too short for a key; give at least 4 characters"),
     (("list", "--kernel=nope"), "unknown kernel 'nope'; there are blend, "),
     (("list", "--target=sm_99"), "unknown target '99'; there are 75, 80"),

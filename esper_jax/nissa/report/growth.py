@@ -32,7 +32,9 @@ class Seed:
     stage: the latest, in upper case.
     fate: ALIVE, FOSSILIZED, CULLED or CANCELLED.
     ended: the boundary; None while ALIVE.
-    contribution, error: last measured, and its standard error, in nats.
+    contribution, error: measured by the time it ended, or last while ALIVE,
+      and its standard error, in nats. A seed that was made permanent goes on
+      being measured: metrics.jsonl and result.json have that figure.
   """
 
   slot: str

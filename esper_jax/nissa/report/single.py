@@ -2,6 +2,7 @@
 
 import datetime
 
+from esper_jax.knobs import GIVEN
 from esper_jax.nissa.report import (
   curves,
   network,
@@ -17,10 +18,11 @@ from esper_jax.nissa.report.page import Section
 from esper_jax.nissa.report.record import RUNNING, Run
 
 _HONEST = (
-  "What growth was worth only a control can tell: train the same config with"
-  " --control, or with tamiyo.policy=never, and compare the two with"
+  "What growth was worth only a control can tell: {}, and compare the two with"
   " python -m esper_jax.nissa report RUN CONTROL."
 )
+_CONTROL = "train the same config with --control, or with tamiyo.policy=never"
+_CONTROL_OF_GROW = "call grow as before with policy='never' and another workdir"
 _MANY = 60  # rows of a table that is shown unfolded
 _ANEW = " A run that goes on writes it anew now and then."
 
@@ -77,11 +79,16 @@ def make(run: Run) -> str:
     above="esper_jax run",
     state=story.state(run),
     told=story.tell(run),
-    parts=[sections.tiles(run), tag("p", _HONEST, class_="note")],
+    parts=[sections.tiles(run), tag("p", _honest(run), class_="note")],
     sections=parts,
     footer=written() + (_ANEW if run.status == RUNNING else ""),
     reload=run.status == RUNNING,
   )
+
+
+def _honest(run: Run) -> str:
+  of_grow = run.config["host.name"] == GIVEN
+  return _HONEST.format(_CONTROL_OF_GROW if of_grow else _CONTROL)
 
 
 def written() -> str:

@@ -103,7 +103,7 @@ def _names(seeds: Sequence[Seed]) -> str:
   named = [
     f"{seed.key} in {seed.slot} at epoch {seed.ended}"
     + (
-      f", {measure(seed.contribution, seed.error)} nats"
+      f", {measure(seed.contribution, seed.error)} nats by then"
       if seed.contribution is not None
       else ""
     )

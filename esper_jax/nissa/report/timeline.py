@@ -153,7 +153,7 @@ def _worth(run: Run, slot: str, span: Span) -> str:
     for line in run.lines
     if span.first <= line["epoch"] <= span.last and line.get(key) is not None
   ]
-  return f", contribution {float(values[-1]):+.4f} nats" if values else ""
+  return f", last contribution {float(values[-1]):+.4f} nats" if values else ""
 
 
 def _ticks(x: Axis, bottom: float) -> Iterator[Markup]:

@@ -12,11 +12,12 @@ _RIGHT, _TOP, _ROW = 190, 6, 24
 _LETTER = 6.8  # pixels of a character
 _TITLE = "What each seed contributed"
 _NOTE = (
-  "The last measured contribution: by how many nats the mean validation loss"
-  " rose when the seed alone was taken out, with one standard error. Solid"
-  " bars stayed and add up; outlined ones were culled, or are still judged,"
-  " and do not. Each was measured against the network of its time, so the sum"
-  " is not what growth as a whole gained."
+  "The contribution: by how many nats the mean validation loss rose when the"
+  " seed alone was taken out, with one standard error, as it had been measured"
+  " when the seed was made permanent or culled; of one that is still judged,"
+  " the last one. Solid bars stayed and add up; outlined ones were culled, or"
+  " are still judged, and do not. Each was measured against the network of its"
+  " time, so the sum is not what growth as a whole gained."
 )
 
 
