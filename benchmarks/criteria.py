@@ -183,7 +183,7 @@ def _told(
     print(f"{name:12} {means}")
     if name != "heuristic":
       for key in judged:
-        less = interval(own[key] - values["heuristic"][key])
+        less = interval((own[key] - values["heuristic"][key]).tolist())
         out[name][f"{key}_less_heuristic"] = less._asdict()
         print(f"{'':12} {key} less the heuristic's:", less.text(" points", 100))
   return {"policies": out}
