@@ -62,10 +62,11 @@ def in_runs(
 ) -> dict[str, list[dict[str, Any]]]:
   """Trains every policy with every seed; policy -> results."""
   results: dict[str, list[dict[str, Any]]] = {name: [] for name in POLICIES}
+  shared = load_config(source, [*overrides, "--config.eval.test=False"])
   for seed in seeds:
     for name in POLICIES:
       config = changed(
-        load_config(source, [*overrides, "--config.eval.test=False"]),
+        shared,
         seed=seed,
         tamiyo={"policy": name},
         urza={"modules": (MODULE,)},
@@ -93,25 +94,11 @@ def in_worlds(
   settings = parts.others._asdict() | {"period_epochs": 4}
   names = ("never", *POLICIES)
   made = [policy.make(name, **settings) for name in names]
+  players = [(p.init, rollout.deciding(p)) for p in made]
 
   @jax.jit
   def play(which, keys):
-    def decide(memory, observation, key):
-      asked = [
-        p.decide(state, observation, key)
-        for p, state in zip(made, memory, strict=True)
-      ]
-      decisions = jax.tree.map(
-        lambda *d: jnp.stack(d)[which], *[d for _, d in asked]
-      )
-      return tuple(state for state, _ in asked), decisions, ()
-
-    def one(key):
-      mine = jax.random.fold_in(key, 1)
-      memory = tuple(p.init(mine) for p in made)
-      return rollout.play(parts.environment, decide, memory, key, mine).outcome
-
-    return rollout.population(one, keys)
+    return evaluation.play_one_of(parts.environment, players, which, keys)
 
   keys = jax.random.split(jax.random.key(seed), count)
   outcomes = {

@@ -6,7 +6,7 @@ learned policy, so that what is left is where and when.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -84,6 +84,42 @@ def least(one: np.ndarray, other: np.ndarray) -> float:
   return float(difference.mean()) - half * float(stats.t.ppf(0.95, n - 1))
 
 
+def play_one_of(
+  environment: Any,
+  players: Sequence[tuple[Callable[[jax.Array], PyTree], rollout.Decide]],
+  which: jax.Array,
+  keys: jax.Array,
+) -> Any:
+  """Plays one episode in each environment with one of several players.
+
+  All are in the one program: an environment takes long to compile.
+
+  Args:
+    environment: see `simic.records.Environment`.
+    players: (key -> its first memory, its `Decide`) of each.
+    which: int32 []. Whose decisions are carried out.
+    keys: typed random keys [environments].
+
+  Returns:
+    `Outcome`, [environments, epochs].
+  """
+
+  def decide(memory, observation, key):
+    asked = [
+      own(state, observation, key)
+      for (_, own), state in zip(players, memory, strict=True)
+    ]
+    after, every, _ = zip(*asked, strict=True)
+    return after, jax.tree.map(lambda *d: jnp.stack(d)[which], *every), ()
+
+  def one(key):
+    mine = jax.random.fold_in(key, 1)
+    memory = tuple(init(mine) for init, _ in players)
+    return rollout.play(environment, decide, memory, key, mine).outcome
+
+  return rollout.population(one, keys)
+
+
 def make_play(
   environment: Any, actor: Actor, settings: rules.Settings
 ) -> Callable[..., Any]:
@@ -107,24 +143,11 @@ def make_play(
       policies.from_rule("random", rules.random(coin), coin),
       policies.make("heuristic", **settings._asdict()),
     ]
-    own = using(actor, params)
-
-    def decide(memory, observation, key):
-      _, first, _ = own((), observation, key)
-      every, after = [first], []
-      for policy, state in zip(others, memory, strict=True):
-        state, decisions = policy.decide(state, observation, key)
-        every.append(decisions)
-        after.append(state)
-      chosen = jax.tree.map(lambda *d: jnp.stack(d)[which], *every)
-      return tuple(after), chosen, ()
-
-    def one(key):
-      mine = jax.random.fold_in(key, 1)
-      memory = tuple(policy.init(mine) for policy in others)
-      return rollout.play(environment, decide, memory, key, mine).outcome
-
-    return rollout.population(one, keys)
+    players = [
+      (lambda key: (), using(actor, params)),
+      *((policy.init, rollout.deciding(policy)) for policy in others),
+    ]
+    return play_one_of(environment, players, which, keys)
 
   return play
 

@@ -140,6 +140,16 @@ def _whole(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
+def deciding(policy: Policy) -> Decide:
+  """Makes the `Decide` of a `Policy`; nothing is recorded."""
+
+  def decide(memory, observation, key):
+    memory, decisions = policy.decide(memory, observation, key)
+    return memory, decisions, ()
+
+  return decide
+
+
 def play_policy(
   environment: Any, policy: Policy, keys: jax.Array, policy_key: jax.Array
 ) -> Trajectory:
@@ -152,9 +162,7 @@ def play_policy(
     policy_key: the policy's draws differ between environments.
   """
 
-  def decide(memory, observation, key):
-    memory, decisions = policy.decide(memory, observation, key)
-    return memory, decisions, ()
+  decide = deciding(policy)
 
   def one(key, own):
     first, rest = jax.random.split(own)

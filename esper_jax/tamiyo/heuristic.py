@@ -149,8 +149,7 @@ def _place(words: Words) -> str:
   grown = words.decisions.action == int(Action.GERMINATE)
   elsewhere = np.asarray([name != words.slots[row] for name in words.slots])
   rival = np.asarray(elsewhere & ~grown & o.scores_known).reshape(-1, 1)
-  legal = o.legal[:, int(Action.GERMINATE), :]
-  others = np.where(legal & rival, value, 0.0)
+  others = np.where(rival, value, 0.0)
   best = float(others.max())
   above = (value[grown, words.decisions.blueprint[grown]] > own).any()
   text = (
