@@ -16,6 +16,7 @@ from esper_jax.types import InputError, RunFailedError
 
 # Modules of this package, in order; what a check needs is imported with it.
 CHECKS = (
+  "environment",
   "packages",
   "combinations",
   "devices",
