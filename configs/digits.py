@@ -1,6 +1,6 @@
 """Handwritten digits of scikit-learn: real 8x8 images, nothing to download.
 
-Command: python main.py --config=configs/digits.py
+Command: .venv/bin/python main.py --config=configs/digits.py
 
 Profiles:
   :gpu    (default) the same as :cpu; no accelerator is needed
