@@ -12,7 +12,7 @@ of its block; in the unimpaired host none has. For each seed:
 Reported: how often the heuristic's first choice is the narrowed stage's slot
 (chance: 1/3), and what share of the gap growth closes there and elsewhere.
 
-  python -m benchmarks.bottleneck
+  .venv/bin/python -m benchmarks.bottleneck
 """
 
 import sys

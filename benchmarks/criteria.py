@@ -17,8 +17,8 @@ pair of a place and a blueprint, and the pair with the largest one grows:
 Runs are paired by seed and read validation only; the differences are to the
 heuristic's final validation accuracy.
 
-  python -m benchmarks.criteria --config=configs/digits.py
-  python -m benchmarks.criteria --worlds=512
+  .venv/bin/python -m benchmarks.criteria --config=configs/digits.py
+  .venv/bin/python -m benchmarks.criteria --worlds=512
 
 --worlds plays in that many of Simic's environments instead, in which there are
 several blueprints to choose from: what is compared is the return, and accuracy

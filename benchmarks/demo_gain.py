@@ -4,8 +4,9 @@ Each seed trains a config twice, as it is and with
 --config.tamiyo.policy=never; seed, data order, schedule, epochs and batch are
 the same. The gain is the difference in final validation accuracy, in points.
 
-  python -m benchmarks.demo_gain
-  python -m benchmarks.demo_gain --config=configs/cifar10.py:cpu --seeds=5
+  .venv/bin/python -m benchmarks.demo_gain
+  .venv/bin/python -m benchmarks.demo_gain \\
+      --config=configs/cifar10.py:cpu --seeds=5
 """
 
 import sys

@@ -14,7 +14,7 @@ never probed, as nothing may grow. `probed` plants nothing either, but has each
 slot probed and scored after every epoch, as no policy does. Ratios are paired
 by round: median and 90 % percentile bootstrap interval of the median.
 
-  python -m benchmarks.dormant_overhead
+  .venv/bin/python -m benchmarks.dormant_overhead
 """
 
 import argparse

@@ -14,7 +14,7 @@ from repeat to repeat; no compiled program is taken from a disk. Told for each:
 
 and the hash of the final state, which must be the same in all.
 
-  python -m benchmarks.growth_stall --repeats=3
+  .venv/bin/python -m benchmarks.growth_stall --repeats=3
 """
 
 import argparse

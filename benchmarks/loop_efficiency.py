@@ -11,7 +11,7 @@ Compilation is left out on both sides; a checkpoint written in the background
 counts where it slows the trainer down, and the bare loop waits until it is
 written.
 
-  python -m benchmarks.loop_efficiency --repeats=3
+  .venv/bin/python -m benchmarks.loop_efficiency --repeats=3
 """
 
 import argparse

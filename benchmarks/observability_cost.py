@@ -6,7 +6,7 @@ is inside their calls, and the processor seconds of the threads of their own, as
 if nothing of these ran beside training. The share is of the run's wall time,
 what it waited for the compiler left out.
 
-  python -m benchmarks.observability_cost
+  .venv/bin/python -m benchmarks.observability_cost
 """
 
 import argparse

@@ -15,7 +15,7 @@ changes from round to round, with the same number of threads. A ratio is a speed
 over another one, 1 = as fast, paired by round: the median and its 90 %
 percentile bootstrap interval.
 
-  python -m benchmarks.peers_cpu
+  .venv/bin/python -m benchmarks.peers_cpu
 
 Needs PyTorch (pip install torch), best in an environment of its own: it brings
 another Triton than the one that compiles our kernels. Without it: skipped.

@@ -10,7 +10,7 @@ fused optimizer. Blocks of steps take turns on one GPU, in an order that changes
 from round to round; ratios of speeds are paired by round: the median and its
 90 % percentile bootstrap interval.
 
-  python -m benchmarks.peers_gpu
+  .venv/bin/python -m benchmarks.peers_gpu
 
 Without a GPU: not run. `--smoke` runs every path once at a size that any CPU
 takes, PyTorch eagerly; its figures are no measurement.

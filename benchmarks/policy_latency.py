@@ -5,7 +5,7 @@ An untrained network of the default size decides on --slots slots with
 likeliest choice, in one compiled program, called with arrays of the host as a
 run does. The time of an untrained network is that of a trained one.
 
-  python -m benchmarks.policy_latency --slots=100
+  .venv/bin/python -m benchmarks.policy_latency --slots=100
 """
 
 import argparse

@@ -12,7 +12,7 @@ Told too: how often the step was traced. That must be once per topology, and not
 again where a topology comes back after seeds were culled, nor where they are
 planted anew; otherwise the benchmark fails.
 
-  python -m benchmarks.program_cost
+  .venv/bin/python -m benchmarks.program_cost
 """
 
 import argparse

@@ -9,7 +9,7 @@ there; the same right after another process has put one artefact with its
 records; looking up a handle; and loading an artefact with every hash
 checked.
 
-  python -m benchmarks.registry_query --entries=10000
+  .venv/bin/python -m benchmarks.registry_query --entries=10000
 """
 
 import argparse

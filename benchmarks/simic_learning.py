@@ -5,7 +5,8 @@ held-out environments by iteration, and of each kind of move, the share of the
 places where it is legal that the policy makes it. A policy that collapsed makes
 none.
 
-  python -m benchmarks.simic_learning runs/simic_digits/metrics.jsonl --to=DIR
+  .venv/bin/python -m benchmarks.simic_learning \\
+      runs/simic_digits/metrics.jsonl --to=DIR
 
 writes learning.svg and decisions.svg to DIR; without --to only the table is
 printed.

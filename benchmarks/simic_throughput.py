@@ -7,8 +7,9 @@ slots and nothing else. Both run at the same number of networks in one process
 and take turns; the ratio of their speeds is paired by round: the median and
 the 90 % percentile bootstrap interval of the median.
 
-  python -m benchmarks.simic_throughput
-  python -m benchmarks.simic_throughput --scaling 1 16 64 256 1024 4096
+  .venv/bin/python -m benchmarks.simic_throughput
+  .venv/bin/python -m benchmarks.simic_throughput \\
+      --scaling 1 16 64 256 1024 4096
 """
 
 import argparse

@@ -12,7 +12,7 @@ run directory is begun (`workdir`); the first step waits for its programs
 compiled by then that the folder had. ResNet-18 trains on noise in CIFAR-10's
 shapes.
 
-  python -m benchmarks.startup --repeats=5
+  .venv/bin/python -m benchmarks.startup --repeats=5
 """
 
 import argparse

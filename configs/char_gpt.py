@@ -1,6 +1,6 @@
 """A play by Shakespeare, character by character: a small GPT that grows.
 
-Command: python main.py --config=configs/char_gpt.py
+Command: .venv/bin/python main.py --config=configs/char_gpt.py
 
 Profiles:
   :gpu    (default) the same as :cpu; no accelerator is needed

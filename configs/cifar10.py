@@ -1,6 +1,6 @@
 """CIFAR-10: 32x32 colour images in 10 classes, downloaded once.
 
-Command: python main.py --config=configs/cifar10.py
+Command: .venv/bin/python main.py --config=configs/cifar10.py
 
 Profiles:
   :gpu    (default) ResNet-18, 100 epochs, one GPU; not timed yet

@@ -1,6 +1,6 @@
 """CIFAR-100: 32x32 colour images in 100 classes, downloaded once.
 
-Command: python main.py --config=configs/cifar100.py
+Command: .venv/bin/python main.py --config=configs/cifar100.py
 
 Profiles:
   :gpu    (default) ResNet-18, 100 epochs, one GPU; not timed yet

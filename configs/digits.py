@@ -1,10 +1,10 @@
 """Handwritten digits of scikit-learn: real 8x8 images, nothing to download.
 
-Command: python main.py --config=configs/digits.py
+Command: .venv/bin/python main.py --config=configs/digits.py
 
 Profiles:
   :gpu    (default) the same as :cpu; no accelerator is needed
-  :cpu    a thin ResNet-8, 30 epochs, 37 s on 2 CPU cores
+  :cpu    a thin ResNet-8, 30 epochs, 2 CPU cores
   :smoke  two training steps, 2 CPU cores: does it all run?
 """
 

@@ -1,6 +1,7 @@
 """Trains a policy on MLPs that grow on scikit-learn's handwritten digits.
 
-Command: python -m esper_jax.simic train --config=configs/simic_digits.py
+Command: .venv/bin/python -m esper_jax.simic train \\
+    --config=configs/simic_digits.py
 
 With ":smoke" appended: two iterations of each learner, to see that all runs.
 What each key means, and every default, is in the record of its section:

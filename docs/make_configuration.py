@@ -1,7 +1,9 @@
 """Writes configuration.md from the config itself: defaults, ranges, comments.
 
-python docs/make_configuration.py           write it
-python docs/make_configuration.py --check   exit 1 where it is not up to date
+.venv/bin/python docs/make_configuration.py
+  writes it
+.venv/bin/python docs/make_configuration.py --check
+  exits with 1 where it is not up to date
 """
 
 import re

@@ -13,7 +13,8 @@ REPLAY = ("replay", "replay_permute", "replay_seed", "replay_final")
 _HELP = """\
 Train a neural network that grows while it trains.
 
-  python main.py --config=FILE[:PROFILE] [--config.SECTION.KEY=VALUE ...]
+  .venv/bin/python main.py --config=FILE[:PROFILE] \\
+      [--config.SECTION.KEY=VALUE ...]
 
 Running the same command again resumes the run, or shows its result.
 
@@ -34,7 +35,7 @@ Exit codes:
 Examples:
 {examples}
 """
-# (what it shows, the arguments after "python main.py").
+# (what it shows, the arguments after ".venv/bin/python main.py").
 EXAMPLES = (
   ("train", "--config=configs/digits.py"),
   ("resume: the same command again", "--config=configs/digits.py"),
@@ -137,7 +138,7 @@ def help_text(configs: Path) -> str:
     files += [f"      :{name:7} {line}" for name, line in profiles.items()]
   examples = [
     f"  # {what}\n"
-    + "  python main.py "
+    + "  .venv/bin/python main.py "
     + " \\\n      ".join(arguments.split())
     for what, arguments in EXAMPLES
   ]

@@ -1,6 +1,6 @@
 """Growth in a training loop of one's own: a slot, surgery, the lifecycle.
 
-Command: python examples/own_loop.py     (seconds on a CPU)
+Command: .venv/bin/python examples/own_loop.py     (seconds on a CPU)
 """
 
 import flax.linen as nn

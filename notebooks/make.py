@@ -1,7 +1,9 @@
 """Renews what the notebooks have in common, and takes their outputs out.
 
-  python -m notebooks.make            writes notebooks/*.ipynb and README.md
-  python -m notebooks.make --check    writes nothing and says what would change
+  .venv/bin/python -m notebooks.make
+      writes notebooks/*.ipynb and README.md
+  .venv/bin/python -m notebooks.make --check
+      writes nothing and says what would change
 
 The badge that opens a notebook in Colab and the cell that installs esper_jax
 follow from one entry of pyproject.toml:
@@ -87,7 +89,7 @@ def main(argv: Sequence[str] | None = None, *, root: Path = ROOT) -> int:
 
 def _run(argv: list[str], root: Path) -> int:
   parser = commands.Parser(
-    prog="python -m notebooks.make",
+    prog=".venv/bin/python -m notebooks.make",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     hint="; --help shows how",

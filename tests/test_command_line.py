@@ -232,9 +232,11 @@ def test_help_lists_everything(monkeypatch, capsys):
   commands = [
     " ".join(line.split())
     for line in examples.splitlines()
-    if line.startswith("  python main.py")
+    if line.startswith("  .venv/bin/python main.py")
   ]
-  assert commands == [f"python main.py {a}" for _, a in usage.EXAMPLES]
+  assert commands == [
+    f".venv/bin/python main.py {a}" for _, a in usage.EXAMPLES
+  ]
   assert len(commands) == 7
 
 

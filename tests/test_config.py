@@ -111,7 +111,9 @@ def test_shipped_configs_are_valid_in_each_profile(path):
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
 def test_shipped_configs_name_their_command(path):
   text = ast.get_docstring(ast.parse(path.read_text())) or ""
-  assert f"Command: python main.py --config=configs/{path.name}" in text
+  assert (
+    f"Command: .venv/bin/python main.py --config=configs/{path.name}" in text
+  )
   assert config_file.describe(path).summary == text.splitlines()[0]
 
 

@@ -1,9 +1,9 @@
 """Runs a suite of paired arms and reports on it.
 
-  python -m benchmarks.evidence run --suite=digits --seeds=10
-  python -m benchmarks.evidence run --suite=digits --list
-  python -m benchmarks.evidence run --suite=digits --only=B4/0
-  python -m benchmarks.evidence report runs/evidence/digits
+  .venv/bin/python -m benchmarks.evidence run --suite=digits --seeds=10
+  .venv/bin/python -m benchmarks.evidence run --suite=digits --list
+  .venv/bin/python -m benchmarks.evidence run --suite=digits --only=B4/0
+  .venv/bin/python -m benchmarks.evidence report runs/evidence/digits
 
 Running the same command again goes on: a finished arm x seed is not rerun.
 """
@@ -88,7 +88,7 @@ def _run_only(job: runner.Job, item: runner.Item) -> int:
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
-    prog="python -m benchmarks.evidence",
+    prog=".venv/bin/python -m benchmarks.evidence",
     description=__doc__,
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,

@@ -16,6 +16,7 @@ from esper_jax.types import InputError, RunFailedError
 
 # Modules of this package, in order; what a check needs is imported with it.
 CHECKS = (
+  "environment",
   "packages",
   "combinations",
   "devices",
@@ -30,8 +31,8 @@ Looks for what can be wrong: versions, devices, the cache of compiled programs,
 the registry of kernels, data. One line for each; "warn" and "fail" say what to
 do. Nothing is changed or downloaded.
 
-  python -m esper_jax.doctor [--config=FILE[:PROFILE]] [--json]
-  python -m esper_jax.doctor RUN [--json]
+  .venv/bin/python -m esper_jax.doctor [--config=FILE[:PROFILE]] [--json]
+  .venv/bin/python -m esper_jax.doctor RUN [--json]
 
 With a run directory it looks at that run alone: whether it lives, how its parts
 are, and what its devices hold.
@@ -52,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(argv: list[str]) -> int:
   parser = commands.Parser(
-    prog="python -m esper_jax.doctor",
+    prog=".venv/bin/python -m esper_jax.doctor",
     usage=argparse.SUPPRESS,
     description=_ABOUT,
     epilog=_CODES,

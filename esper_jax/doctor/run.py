@@ -9,6 +9,7 @@ from typing import Any
 from esper_jax.doctor.report import Level, Line
 from esper_jax.nissa.table import duration
 from esper_jax.tolaria import status
+from esper_jax.tolaria.workdir import beside
 from esper_jax.types import InputError
 
 _LEVELS = {"ready": Level.OK, "degraded": Level.WARN, "failed": Level.FAIL}
@@ -31,12 +32,14 @@ def check(run: str | os.PathLike, *, now: float | None = None) -> list[Line]:
     InputError: there is no such run, or its status.json is damaged.
   """
   if not pathlib.Path(run).is_dir():
-    raise InputError(f"{run}: no such folder; give the run's --workdir")
+    raise InputError(
+      f"{run}: no such folder; give the run's --workdir{beside(run)}"
+    )
   found = status.read(run)
   if found is None:
     raise InputError(
       f"{run} holds no {status.NAME}, so no run has begun there; give the"
-      " --workdir of one that has"
+      f" --workdir of one that has{beside(run)}"
     )
   try:
     return [

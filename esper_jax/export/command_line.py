@@ -15,8 +15,8 @@ needs: weights.safetensors and topology.json (esper_jax.load_grown), model.py
 lineage.json, its history. Each is checked against the trained network.
 What esper_jax.grow returns for a model of yours has .export(DIR) instead.
 
-  python -m esper_jax.export RUN --to=DIR
-  python -m esper_jax.export verify DIR [--head=SHA256]
+  .venv/bin/python -m esper_jax.export RUN --to=DIR
+  .venv/bin/python -m esper_jax.export verify DIR [--head=SHA256]
 """
 
 
@@ -47,7 +47,7 @@ def _parser(program: str, about: str) -> commands.Parser:
 
 
 def _export(argv: Sequence[str]) -> None:
-  parser = _parser("python -m esper_jax.export", _ABOUT)
+  parser = _parser(".venv/bin/python -m esper_jax.export", _ABOUT)
   parser.add_argument("run", metavar="RUN", help="run directory")
   parser.add_argument(
     "--to", required=True, metavar="DIR", help="folder to make"
@@ -79,7 +79,7 @@ def _export(argv: Sequence[str]) -> None:
 
 def _verify(argv: Sequence[str]) -> None:
   parser = _parser(
-    "python -m esper_jax.export verify",
+    ".venv/bin/python -m esper_jax.export verify",
     "Checks that an export is whole and that its history leads to it.",
   )
   parser.add_argument("folder", metavar="DIR", help="folder of the export")

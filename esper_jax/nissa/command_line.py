@@ -12,7 +12,7 @@ from esper_jax.nissa.report import writing
 from esper_jax.oona import jsonl
 from esper_jax.types import InputError
 
-_PROGRAM = "python -m esper_jax.nissa"
+_PROGRAM = ".venv/bin/python -m esper_jax.nissa"
 _INTERRUPTED = 130  # Ctrl-C
 _COMPARISON = "comparison.html"  # in the working directory
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from esper_jax.oona import growth_log, jsonl
 from esper_jax.oona.events import EVENT_TYPES, PROCESS_EVENTS
+from esper_jax.tolaria.workdir import beside
 from esper_jax.types import InputError
 
 EVENTS, METRICS = "events.jsonl", "metrics.jsonl"
@@ -112,7 +113,9 @@ def run_directory(run: str | os.PathLike) -> pathlib.Path:
   """
   path = pathlib.Path(run)
   if not path.is_dir():
-    raise InputError(f"{run}: no such folder; give the run's --workdir")
+    raise InputError(
+      f"{run}: no such folder; give the run's --workdir{beside(run)}"
+    )
   return path
 
 
@@ -126,7 +129,7 @@ def _events(folder: pathlib.Path) -> list[dict[str, Any]]:
   if not path.exists():
     raise InputError(
       f"{folder} holds no {EVENTS}, so no run has begun there; give the"
-      " --workdir of one that has"
+      f" --workdir of one that has{beside(folder)}"
     )
   stand = {line for line, _ in growth_log.standing(path, advice=_ADVICE)}
   return [

@@ -36,7 +36,7 @@ def _run(argv: list[str]) -> int:
 
 def _parser() -> commands.Parser:
   parser = commands.Parser(
-    prog="python -m esper_jax.simic",
+    prog=".venv/bin/python -m esper_jax.simic",
     description="Teaches Tamiyo: trains policies, and compares them.",
     epilog="--config.SECTION.KEY=VALUE changes one setting; the sections and"
     " their keys are in esper_jax/simic/assembly.py:DEFAULTS.",

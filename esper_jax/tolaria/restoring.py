@@ -78,7 +78,7 @@ def restore(
   if document is None or not isinstance(document.get("config"), dict):
     raise InputError(
       f"{work.path} is not a run directory (it has no config.json of a run);"
-      " give the directory that --workdir named"
+      f" give the directory that --workdir named{workdir.beside(path)}"
     )
   if given.host is None and document["config"]["host"]["name"] == GIVEN:
     raise InputError(

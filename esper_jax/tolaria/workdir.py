@@ -23,6 +23,7 @@ from esper_jax.types import InputError, RunFailedError
 
 # Whatever bears it was being written when its process died.
 TEMPORARY_PREFIX = ".incomplete-"
+_NAMED = 4  # run directories that an error names
 _PROBE_BYTES = 1 << 16  # a disk with less room is full before the run begins
 
 
@@ -238,6 +239,35 @@ def read_json(path: os.PathLike | str) -> dict[str, Any] | None:
       f"{path} is not a JSON object; restore it or choose another --workdir"
     )
   return document
+
+
+def beside(path: os.PathLike | str) -> str:
+  """What to add to an error about a path that is no run directory.
+
+  Args:
+    path: what was given.
+
+  Returns:
+    "; there are ", and the run directories in it, else beside it, else in
+    runs/, the newest first; "" where there are none.
+  """
+  path = pathlib.Path(path)
+  for folder in (path, path.parent, pathlib.Path("runs")):
+    found = sorted(folder.glob("*/config.json"), key=_age)
+    if found:
+      named = [str(config.parent) for config in found[:_NAMED]]
+      more = len(found) - len(named)
+      return f"; there are {', '.join(named)}" + (
+        f" and {more} older ones" if more else ""
+      )
+  return ""
+
+
+def _age(path: pathlib.Path) -> float:
+  try:
+    return -path.stat().st_mtime
+  except OSError:  # it went away
+    return 0.0
 
 
 def open_log(

@@ -1,7 +1,8 @@
 """Builds kernels into a registry, or checks that it holds what a build makes.
 
-  python -m esper_jax.urza build [--kernel K ...] [--targets 75,80,90,100]
-      [--dtypes float32,bfloat16] [--dir DIR] [--check | --prune]
+  .venv/bin/python -m esper_jax.urza build [--kernel K ...]
+      [--targets 75,80,90,100] [--dtypes float32,bfloat16]
+      [--dir DIR] [--check | --prune]
 
 It needs Triton, and no GPU. What the package brings is made by `--dir
 esper_jax/urza/store --prune`, and compared byte for byte by `--check`.

@@ -65,7 +65,7 @@ def _parser(command: str) -> argparse.ArgumentParser:
     command: that is going to be run; only its module is imported.
   """
   parser = argparse.ArgumentParser(
-    prog="python -m esper_jax.urza",
+    prog=".venv/bin/python -m esper_jax.urza",
     description="Compiled kernels, and what is known of them.",
   )
   subparsers = parser.add_subparsers(metavar="COMMAND", required=True)

@@ -7,7 +7,7 @@ happens for a failure. What was found is recorded for this kind of device,
 driver and jaxlib, unless the process ended before it launched anything: then
 it says nothing about the kernel.
 
-  python -m esper_jax.urza probe KEY --dir DIR
+  .venv/bin/python -m esper_jax.urza probe KEY --dir DIR
 """
 
 import argparse

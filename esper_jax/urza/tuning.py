@@ -1,6 +1,7 @@
 """Tries every way to cut a kernel's work on the GPU of this machine.
 
-  python -m esper_jax.urza tune [--kernel K ...] [--dtype D ...] [--dir DIR]
+  .venv/bin/python -m esper_jax.urza tune [--kernel K ...] [--dtype D ...]
+      [--dir DIR]
 
 Each way becomes an artefact of its own and is measured in a step, as
 `validate` does it; all get the same table. The dispatcher takes the quickest

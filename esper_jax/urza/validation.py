@@ -1,6 +1,6 @@
 """Urabrask: makes the evidence from which an artefact's status follows.
 
-  python -m esper_jax.urza validate [--kernel K ...] [--dir DIR]
+  .venv/bin/python -m esper_jax.urza validate [--kernel K ...] [--dir DIR]
 
 With --dir it judges what that folder holds by itself, and writes the evidence
 there; without, all that there is, the package's too, and writes into the

@@ -90,6 +90,9 @@ def test_bad_input(tmp_path, capsys):
   says = refused(capsys, "report", str(tmp_path))
   assert "it has no config.json of a run; give the --workdir of a run" in says
   a = str(write(tmp_path / "a"))
+  for command in ("report", "events"):  # those that are there are named
+    says = refused(capsys, command, str(tmp_path / "nowhere"))
+    assert says.endswith(f"; there are {a}\n")
   says = refused(capsys, "report", a, a)
   assert "the same run is given twice" in says
   (tmp_path / "a" / "metrics.jsonl").write_text("x\n")

@@ -225,3 +225,24 @@ def test_open_log_of_a_shorter_log_is_refused_and_left(tmp_path):
   with pytest.raises(InputError, match="lines are missing"):
     workdir.open_log(path, offset=500)
   assert path.read_text() == '{"n": 1}\n'
+
+
+def test_runs_beside_a_path_are_named_newest_first(tmp_path, monkeypatch):
+  def make(name, age):
+    config = pathlib.Path("runs", name, "config.json")
+    config.parent.mkdir(parents=True)
+    config.write_text("{}")
+    os.utime(config, (100 - age, 100 - age))
+
+  monkeypatch.chdir(tmp_path)
+  assert workdir.beside("runs/digits") == ""
+  make("a", 2)
+  make("b", 1)
+  pathlib.Path("runs", "no-run").mkdir()
+  for path in ("runs/digits", "runs", "runs/no-run", "nowhere", "x/y/z"):
+    assert workdir.beside(path) == "; there are runs/b, runs/a", path
+  for age, name in enumerate("cdef", start=3):
+    make(name, age)
+  assert workdir.beside("runs/digits") == (
+    "; there are runs/b, runs/a, runs/c, runs/d and 2 older ones"
+  )

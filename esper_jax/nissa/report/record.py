@@ -8,7 +8,7 @@ from esper_jax.knobs import GIVEN
 from esper_jax.nissa.report import growth
 from esper_jax.nissa.report.growth import Growth, number
 from esper_jax.oona import growth_log, jsonl
-from esper_jax.tolaria.workdir import read_json
+from esper_jax.tolaria.workdir import beside, read_json
 from esper_jax.types import InputError
 
 RUNNING = "running"
@@ -113,7 +113,7 @@ def read(path: str | Path) -> Run:
   if not all(key in config for key in _NEEDED):
     raise InputError(
       f"{path} is not a run directory: it has no config.json of a run; give"
-      " the --workdir of a run, such as runs/digits"
+      f" the --workdir of a run{beside(path)}"
     )
   events = _log(path / "events.jsonl")
   lines = _standing(_log(path / "metrics.jsonl"))
