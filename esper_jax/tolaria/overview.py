@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from esper_jax.kasmina import blueprints, lifecycle
+from esper_jax.kasmina import blueprints
+from esper_jax.kasmina.rules import Rules, last_planting
 from esper_jax.tolaria import assembly, kernels, layout, replaying
 from esper_jax.tolaria.assembly import Parts, Timetable
 from esper_jax.tolaria.display import Display
@@ -101,13 +102,9 @@ def _length(timetable: Timetable) -> str:
   return f"{_count(timetable.epochs, 'epoch')} of {steps}"
 
 
-def _deadline(rules: lifecycle.Rules) -> str:
+def _deadline(rules: Rules) -> str:
   """Until when a seed may be planted, so that its whole life fits."""
-  fits = [
-    epoch
-    for epoch in range(1, rules.epochs)
-    if lifecycle.earliest_fossil(epoch, rules) <= rules.epochs
-  ]
-  if fits:
-    return f", the last by epoch {fits[-1]}"
+  last = last_planting(rules)
+  if last:
+    return f", the last by epoch {last}"
   return f"; none, as a seed's life takes more than {rules.epochs} epochs"
