@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
 from esper_jax import defaults
 from esper_jax.data import given as given_data
 from esper_jax.data.datasets import NAMES
+from esper_jax.data.inputs import check_examples
 from esper_jax.hosts.host import Host, from_model
 from esper_jax.kasmina import blueprints as kasmina
 from esper_jax.kasmina.blueprints import Blueprint
@@ -71,13 +71,17 @@ class Grown:
   host: Host = dataclasses.field(repr=False)
   preprocess: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
   _given: Given = dataclasses.field(repr=False)
+  _check: Callable[[Any], jax.Array] = dataclasses.field(repr=False)
 
   def predict(self, examples: Any) -> jax.Array:
     """Outputs of the grown network, [n, ...], for examples [n, ...] as given.
 
     One program is compiled for each number of examples.
+
+    Raises:
+      InputError: the examples have another dtype or shape than the data.
     """
-    return self._predict(self.variables, jnp.asarray(examples))
+    return self._predict(self.variables, self._check(examples))
 
   def export(self, to: str | Path) -> "Exported":
     """Takes the network home, as `python -m esper_jax.export` does.
@@ -194,13 +198,19 @@ def grow(
     result = trainer.train()
     params, collections, seeds = evaluation_view(trainer.run.state)
     preprocess = trainer.parts.steps.preprocess
+    raw = trainer.parts.data.train_images
+
+    def check(examples: Any) -> jax.Array:
+      return check_examples(examples, str(raw.dtype), raw.shape[1:])
+
     return Grown(
       path,
       result,
       {"params": params, **collections, **({"seeds": seeds} if seeds else {})},
       trainer.parts.host,
-      lambda examples: preprocess(jnp.asarray(examples), None),
+      lambda examples: preprocess(check(examples), None),
       instead,
+      check,
     )
 
 
