@@ -209,8 +209,8 @@ def _decode(files: list[_File], image_size: int) -> np.ndarray:
     from PIL import Image, ImageOps
   except ImportError:
     raise InputError(
-      "data.source: images are decoded by Pillow, which is not installed: pip"
-      " install 'esper-jax[images]'"
+      "data.source: images are decoded by Pillow, which is not installed; in"
+      " the repository: pip install -e '.[images]'"
     ) from None
 
   def decode(file: _File) -> np.ndarray:

@@ -115,7 +115,7 @@ def test_the_command_that_is_left_to_do_is_the_same_everywhere():
   command = orders.ON_A_GPU.replace("python", ".venv/bin/python")
   for name in ("README.md", "benchmarks/README.md"):
     text = one_line((root / name).read_text())
-    assert f".venv/bin/pip install '.[cuda12]' {command}" in text, name
+    assert f".venv/bin/pip install -e '.[cuda12]' {command}" in text, name
   assert orders.ON_A_GPU in one_line(kernels.__doc__)
 
 
