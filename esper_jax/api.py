@@ -10,7 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import flax.linen as nn
 import jax
@@ -39,6 +39,7 @@ from esper_jax.types import InputError, PyTree, RunFailedError
 if TYPE_CHECKING:
   from esper_jax.export.writing import Exported
 
+P, T = ParamSpec("P"), TypeVar("T")
 RUNS = Path("runs")  # where fresh run directories are made
 _ACCURACY = "accuracy"  # the metric that growth and the governor look at
 # Keys of the config -> the argument of `grow` that sets them.
@@ -49,6 +50,7 @@ _ARGUMENTS = {
   "tamiyo.policy": "policy",
 }
 _KEY_FLAG = re.compile(r"--config\.(\w+(?:\.\w+)*)")
+_KEY_FIRST = re.compile(rf"^({'|'.join(map(re.escape, _ARGUMENTS))})\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,6 +120,20 @@ class Grown:
     return jax.jit(predict)
 
 
+def _briefly(function: Callable[P, T]) -> Callable[P, T]:
+  """Has bad input end in a traceback of the caller's lines and one of ours."""
+
+  @functools.wraps(function)
+  def call(*args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+      return function(*args, **kwargs)
+    except InputError as error:
+      raise error.with_traceback(None) from None
+
+  return call
+
+
+@_briefly
 def grow(
   model: nn.Module | Host,
   data: Any,
@@ -247,7 +263,8 @@ def _naming_arguments(config: Mapping[str, Any]) -> Iterator[None]:
   try:
     yield
   except (InputError, RunFailedError) as error:
-    told = _KEY_FLAG.sub(name, str(error)).replace("--workdir", "workdir")
+    told = _KEY_FLAG.sub(name, _KEY_FIRST.sub(name, str(error)))
+    told = told.replace("--workdir", "workdir")
     error.args = (told,)
     raise
 
@@ -289,9 +306,12 @@ def _take_data(
     place = Path(path).expanduser().absolute()  # a notebook changes folders
     _set(changes, "data.source", f"{kind}:{place}", "data")
   else:
+    place = Path(data).expanduser()
+    kind = "folder" if place.is_dir() else "text" if place.is_file() else ""
+    hint = f"did you mean '{kind}:{data}'? Or " if kind else ""
     raise InputError(
-      f"grow(): data is '{data}'; give arrays, 'folder:PATH', 'text:PATH', or"
-      f" one of {', '.join(NAMES)}"
+      f"grow(): data is '{data}'; {hint}give arrays, 'folder:PATH',"
+      f" 'text:PATH', or one of {', '.join(NAMES)}"
     )
 
 
