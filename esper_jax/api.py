@@ -39,7 +39,8 @@ from esper_jax.types import InputError, PyTree, RunFailedError
 if TYPE_CHECKING:
   from esper_jax.export.writing import Exported
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 RUNS = Path("runs")  # where fresh run directories are made
 _ACCURACY = "accuracy"  # the metric that growth and the governor look at
 # Keys of the config -> the argument of `grow` that sets them.
