@@ -72,8 +72,8 @@ def _wrong_shape(
     return ""
   if _agree(sizes, shape) or bare and _agree(sizes, bare):
     return "of one example give a batch of one, x[None]"
-  if len(sizes) == len(shape) + 1:
-    return "give examples of the size that it was trained on"
+  if len(sizes) in (len(shape) + 1, len(bare or shape) + 1):
+    return "give examples of the shape that it was trained on"
   return "give a batch of examples as in training"
 
 
