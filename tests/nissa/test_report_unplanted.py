@@ -136,14 +136,6 @@ def test_the_value_that_is_named_would_have_been_a_plateau(
       " --config.tamiyo.probability, or give another --config.seed",
     ),
     (
-      {"policy": "schedule", "tamiyo__schedule": ()},
-      "--config.tamiyo.schedule is empty; list (epoch, slot, blueprint) there",
-    ),
-    (
-      {"policy": "schedule", "tamiyo__schedule": ((99, "a", "dense"),)},
-      "no entry of --config.tamiyo.schedule fell due within 16 epochs",
-    ),
-    (
       {
         "policy": "schedule",
         "happened": [
@@ -171,7 +163,7 @@ def test_a_plateau_without_a_score(tmp_path):
   )
 
 
-@pytest.mark.parametrize("policy", ["given", "learned", "periodic"])
+@pytest.mark.parametrize("policy", ["given", "learned", "periodic", "schedule"])
 def test_where_the_logs_do_not_tell(tmp_path, policy):
   assert ended(tmp_path, FALLING, policy=policy) == "nothing was planted"
   told = story.tell(record.read(tmp_path))
