@@ -14,6 +14,8 @@ help:  ## show this
 	  $(MAKEFILE_LIST)
 
 install: install-run  ## into .venv, to run it: .venv/bin/python main.py --help
+	@echo "to run it: .venv/bin/python main.py --help, or make demo;" \
+	  "scripts of yours: .venv/bin/python FILE, from any folder"
 
 demo: install-run  ## grow a network on handwritten digits, beside a control
 	$(BIN)/python main.py --config=configs/digits.py --control \

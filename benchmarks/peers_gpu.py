@@ -41,7 +41,9 @@ from esper_jax.kasmina.surgery import group_params
 from esper_jax.tolaria import assembly
 from esper_jax.types import InputError
 
-NO_GPU = "JAX finds no GPU (it takes an NVIDIA GPU and pip install '.[cuda12]')"
+NO_GPU = (
+  "JAX finds no GPU (it takes an NVIDIA GPU and pip install -e '.[cuda12]')"
+)
 NO_TORCH = "PyTorch is not installed (pip install torch)"
 NO_CUDA = "this PyTorch finds no GPU"
 SMOKE = "smoke: not a measurement"

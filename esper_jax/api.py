@@ -10,17 +10,17 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from esper_jax import config as config_lib
 from esper_jax import defaults
 from esper_jax.data import given as given_data
 from esper_jax.data.datasets import NAMES
+from esper_jax.data.inputs import check_examples
 from esper_jax.hosts.host import Host, from_model
 from esper_jax.kasmina import blueprints as kasmina
 from esper_jax.kasmina.blueprints import Blueprint
@@ -39,6 +39,8 @@ from esper_jax.types import InputError, PyTree, RunFailedError
 if TYPE_CHECKING:
   from esper_jax.export.writing import Exported
 
+P = ParamSpec("P")
+T = TypeVar("T")
 RUNS = Path("runs")  # where fresh run directories are made
 _ACCURACY = "accuracy"  # the metric that growth and the governor look at
 # Keys of the config -> the argument of `grow` that sets them.
@@ -49,6 +51,7 @@ _ARGUMENTS = {
   "tamiyo.policy": "policy",
 }
 _KEY_FLAG = re.compile(r"--config\.(\w+(?:\.\w+)*)")
+_KEY_FIRST = re.compile(rf"^({'|'.join(map(re.escape, _ARGUMENTS))})\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,13 +74,17 @@ class Grown:
   host: Host = dataclasses.field(repr=False)
   preprocess: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
   _given: Given = dataclasses.field(repr=False)
+  _check: Callable[[Any], jax.Array] = dataclasses.field(repr=False)
 
   def predict(self, examples: Any) -> jax.Array:
     """Outputs of the grown network, [n, ...], for examples [n, ...] as given.
 
     One program is compiled for each number of examples.
+
+    Raises:
+      InputError: the examples have another dtype or shape than the data.
     """
-    return self._predict(self.variables, jnp.asarray(examples))
+    return self._predict(self.variables, self._check(examples))
 
   def export(self, to: str | Path) -> "Exported":
     """Takes the network home, as `python -m esper_jax.export` does.
@@ -114,6 +121,20 @@ class Grown:
     return jax.jit(predict)
 
 
+def _briefly(function: Callable[P, T]) -> Callable[P, T]:
+  """Has bad input end in a traceback of the caller's lines and one of ours."""
+
+  @functools.wraps(function)
+  def call(*args: P.args, **kwargs: P.kwargs) -> T:
+    try:
+      return function(*args, **kwargs)
+    except InputError as error:
+      raise error.with_traceback(None) from None
+
+  return call
+
+
+@_briefly
 def grow(
   model: nn.Module | Host,
   data: Any,
@@ -194,13 +215,19 @@ def grow(
     result = trainer.train()
     params, collections, seeds = evaluation_view(trainer.run.state)
     preprocess = trainer.parts.steps.preprocess
+    raw = trainer.parts.data.train_images
+
+    def check(examples: Any) -> jax.Array:
+      return check_examples(examples, str(raw.dtype), raw.shape[1:])
+
     return Grown(
       path,
       result,
       {"params": params, **collections, **({"seeds": seeds} if seeds else {})},
       trainer.parts.host,
-      lambda examples: preprocess(jnp.asarray(examples), None),
+      lambda examples: preprocess(check(examples), None),
       instead,
+      check,
     )
 
 
@@ -237,7 +264,8 @@ def _naming_arguments(config: Mapping[str, Any]) -> Iterator[None]:
   try:
     yield
   except (InputError, RunFailedError) as error:
-    told = _KEY_FLAG.sub(name, str(error)).replace("--workdir", "workdir")
+    told = _KEY_FLAG.sub(name, _KEY_FIRST.sub(name, str(error)))
+    told = told.replace("--workdir", "workdir")
     error.args = (told,)
     raise
 
@@ -279,9 +307,12 @@ def _take_data(
     place = Path(path).expanduser().absolute()  # a notebook changes folders
     _set(changes, "data.source", f"{kind}:{place}", "data")
   else:
+    place = Path(data).expanduser()
+    kind = "folder" if place.is_dir() else "text" if place.is_file() else ""
+    hint = f"did you mean '{kind}:{data}'? Or " if kind else ""
     raise InputError(
-      f"grow(): data is '{data}'; give arrays, 'folder:PATH', 'text:PATH', or"
-      f" one of {', '.join(NAMES)}"
+      f"grow(): data is '{data}'; {hint}give arrays, 'folder:PATH',"
+      f" 'text:PATH', or one of {', '.join(NAMES)}"
     )
 
 

@@ -60,7 +60,7 @@ EXAMPLES = (
   ),
   (
     "your own images: a folder per class",
-    "--config=configs/digits.py --workdir=runs/own-images"
+    "--config=configs/folder.py --workdir=runs/own-images"
     " --config.data.source=folder:data/images --config.data.image_size=8",
   ),
 )

@@ -1,5 +1,7 @@
 """`esper_jax.grow`: what it takes, refuses, resumes and gives back."""
 
+from pathlib import Path
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -76,12 +78,77 @@ def test_a_run_and_its_resumption(capsys):
     grow(Net(), (X + 1, Y), **QUIET, workdir=first.workdir)
 
 
+class Wide(nn.Module):
+  """Tells five classes apart, and cannot grow."""
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    return nn.Dense(5)(x)
+
+
+class Twice(nn.Module):
+  """Has two slots of one name."""
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    x = Slot(name="middle")(nn.Dense(3)(x), train=train)
+    return Slot(name="middle")(x, train=train)
+
+
+def test_what_is_odd_and_not_wrong_is_said_at_the_start(capsys):
+  done = grow(Wide(), (X, Y), config=CONFIG)
+  assert done.result["status"] == "completed"
+  out = capsys.readouterr().out
+  assert (
+    "warning  the model gives 5 logits, and the data has 3 classes: give its"
+    " last layer 3, unless more classes are meant to come\n"
+  ) in out
+  assert (
+    "0 slots (none: it cannot grow; a place to grow is x ="
+    " esper_jax.Slot(name='middle')(x, train=train))"
+  ) in out
+  grow(Net(), (X, Y), config=CONFIG)
+  assert "warning" not in capsys.readouterr().out
+
+
+def test_a_run_in_which_nothing_is_planted_says_why(capsys):
+  config = {**CONFIG, "tamiyo.policy": "heuristic"}
+  grow(Net(), (X, Y), config=config)
+  assert (
+    "nothing was planted: a seed's life takes more than the run's 2 epochs;"
+    " raise config['train.epochs']\n"
+  ) in capsys.readouterr().out
+
+
+def test_examples_of_another_form_are_refused():
+  grown = grow(Net(), (X, Y), **QUIET)
+  for predict in (grown.predict, grown.preprocess):
+    with pytest.raises(InputError, match=r"float32 \[batch, 5\], .*x\[None\]"):
+      predict(X[0])
+
+
 REFUSED = [
+  ((Twice(), (X, Y)), {}, "two parts of the model have one name (Could not cr"),
+  (
+    (Net(), (X, Y)),
+    {
+      "config": {
+        "tamiyo.policy": "schedule",
+        "tamiyo.schedule": ((1, "middle", "conv3x3"),),
+      }
+    },
+    "'conv3x3' does not exist; valid: ",
+  ),
   ((Net, (X, Y)), {}, "the model is Net; give an instance of a Flax Linen"),
   (("resnet8", (X, Y)), {}, "the model is str; give an instance"),
   ((Plain(), (X, Y)), {}, "Plain.__call__ takes no 'train'; write def"),
   ((Net(), "cifar"), {}, "data is 'cifar'; give arrays, 'folder:PATH', 'text"),
-  ((Net(), "folder:no"), {}, "no' is not there"),
+  ((Net(), "folder:no"), {}, "no' is not there; set data=folder:PATH"),
+  ((Net(), "folder:shape"), {}, "did you mean 'folder:"),
+  ((Net(), "folder:shape"), {}, "/shapes'?"),
+  ((Net(), "shapes"), {}, "data is 'shapes'; did you mean 'folder:shapes'? Or"),
+  ((Net(), Path("shapes")), {}, "did you mean 'folder:shapes'? Or give arr"),
+  ((Net(), "shapes/a.txt"), {}, "did you mean 'text:shapes/a.txt'? Or give"),
   ((Net(), (X, Y)), {"config": {"train.epoch": 1}}, "['train.epoch']: no s"),
   (
     (Net(), (X, Y)),
@@ -119,8 +186,13 @@ REFUSED = [
 
 @pytest.mark.parametrize(("args", "options", "says"), REFUSED)
 def test_bad_input_starts_nothing(args, options, says, tmp_path):
+  Path("shapes").mkdir()
+  Path("shapes/a.txt").touch()
   with pytest.raises(InputError) as caught:
     grow(*args, **options)
+  assert not str(caught.value).startswith("data.")
+  assert len(caught.traceback) == 2  # this line and one of grow
+  assert caught.value.__cause__ is None
   assert says in str(caught.value)
   assert "\n" not in str(caught.value)
   assert "--" not in str(caught.value)  # a flag of main.py

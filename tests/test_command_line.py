@@ -223,10 +223,10 @@ def test_help_lists_everything(monkeypatch, capsys):
     assert f"\n  --{flag}" in text
   assert text.count("(default: ") == 1 + len(switches)
   assert "(required)" in text
-  for name in ("digits", "cifar10", "cifar100", "char_gpt"):
+  for name in ("digits", "cifar10", "cifar100", "char_gpt", "folder"):
     assert f"\n  configs/{name}.py\n" in text
   assert "base.py\n" not in text
-  assert text.count("      :smoke ") == 4
+  assert text.count("      :smoke ") == 5
   assert "\n  0  the run completed" in text
   examples = text.partition("Examples:")[2].replace("\\\n", "")
   commands = [

@@ -105,6 +105,15 @@ def test_readme(tmp_path, monkeypatch):
   assert names["grown"].result["slots"].keys() == {"middle"}
 
 
+@pytest.mark.full
+def test_the_readmes_network_grows(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  ((_, source),) = blocks("README.md")
+  names: dict = {"__name__": "document"}
+  exec(source, names)
+  assert names["grown"].result["germinated"]
+
+
 def test_own_host_and_policy(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   sources = [source for _, source in blocks("docs/own_host_and_policy.md")]

@@ -7,6 +7,7 @@ Pillow decodes them. The arrays are kept in the cache until a file changes.
 """
 
 import contextlib
+import difflib
 import hashlib
 import os
 import tempfile
@@ -101,11 +102,19 @@ def count(path: Path) -> tuple[int, int]:
   return len(files), len(classes)
 
 
+def _instead(path: Path) -> str:
+  """What to give in place of a folder that is not there."""
+  around = path.parent
+  beside = [p.name for p in _folders(around)] if around.is_dir() else []
+  near = difflib.get_close_matches(path.name, beside, n=1)
+  return f"did you mean 'folder:{around / near[0]}'?" if near else _SOURCE
+
+
 def _find(path: Path) -> tuple[list[_File], list[str]]:
   """Every image, by split, class and name; and the names of the classes."""
   if not path.is_dir():
     found = "is no folder" if path.exists() else "is not there"
-    raise InputError(f"data.source: '{path}' {found}; {_SOURCE}")
+    raise InputError(f"data.source: '{path}' {found}; {_instead(path)}")
   there = {folder.name: folder for folder in _folders(path)}
   given = [name for name in _SPLITS if name in there]
   if given and not {"train", "test"} <= there.keys():
@@ -209,8 +218,8 @@ def _decode(files: list[_File], image_size: int) -> np.ndarray:
     from PIL import Image, ImageOps
   except ImportError:
     raise InputError(
-      "data.source: images are decoded by Pillow, which is not installed: pip"
-      " install 'esper-jax[images]'"
+      "data.source: images are decoded by Pillow, which is not installed; in"
+      " the repository: pip install -e '.[images]'"
     ) from None
 
   def decode(file: _File) -> np.ndarray:

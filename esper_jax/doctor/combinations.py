@@ -12,7 +12,7 @@ from esper_jax.doctor.report import Level, Line
 from esper_jax.doctor.settings import Settings
 
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
-_CUDA = "pip install --upgrade '.[cuda12]'"
+_CUDA = "pip install --upgrade -e '.[cuda12]'"
 
 
 class Clash(NamedTuple):
@@ -88,7 +88,7 @@ WITHOUT_GPU = (
     Level.WARN,
     "an NVIDIA driver is here, but JAX has no CUDA plugin and sees only the"
     " CPU",
-    "pip install '.[cuda12]'",
+    "pip install -e '.[cuda12]'",
   ),
   WithoutGpu(
     True,

@@ -62,7 +62,7 @@ def _images(place: Path) -> Line:
   count, classes = folder.count(place)
   found = f"{count} images in {classes} classes"
   if importlib.util.find_spec("PIL") is None:
-    remedy = "pip install '.[images]'"
+    remedy = "pip install -e '.[images]'"
     return Line(ITEM, Level.FAIL, f"{found}, but no Pillow", remedy)
   return Line(ITEM, Level.OK, f"{found}, not decoded")
 

@@ -106,10 +106,10 @@ def _own(own: Any) -> Line:
   code = esper_jax.__version__
   if own is None:
     found = f"{code}, not installed: what it asks for is not known"
-    return Line(OWN, Level.WARN, found, "pip install .")
+    return Line(OWN, Level.WARN, found, "pip install -e .")
   if own.version != code:
     found = f"the code is {code}, what is installed is {own.version}"
-    return Line(OWN, Level.WARN, found, "pip install . again")
+    return Line(OWN, Level.WARN, found, "pip install -e . again")
   return Line(OWN, Level.OK, code)
 
 

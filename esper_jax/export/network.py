@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from esper_jax.data import augment
+from esper_jax.data.inputs import check_examples
 from esper_jax.hosts import grown, naming
 from esper_jax.hosts.host import Host, from_model
 from esper_jax.hosts.registry import make_host
@@ -77,6 +78,9 @@ class GrownNetwork:
         tokens int32 [batch, time], places in `topology["input"]["vocabulary"]`,
         which give the logits of each next one, [batch, time, classes]. Of a
         user's model: raw examples, as topology["input"] says.
+
+    Raises:
+      InputError: the inputs have another dtype or another shape.
     """
     return self.apply(self.variables, inputs)
 
@@ -106,10 +110,11 @@ class GrownNetwork:
   def _prepare(self, examples: jax.Array) -> jax.Array:
     """Raw examples as the host reads them."""
     form, dtype = self.topology["input"], self._dtype
-    if form["dtype"] == "uint8":
-      return augment.normalize(examples, form["mean"], form["std"], dtype)
-    examples = jnp.asarray(examples, form["dtype"])
-    return augment.to_input(examples, (), (), dtype)
+    examples = check_examples(
+      examples, form["dtype"], form["shape"][1:], context=form.get("context", 0)
+    )
+    scaling = form.get("mean", ()), form.get("std", ())
+    return augment.to_input(examples, *scaling, dtype)
 
   def _fitting(self, given: Host) -> dict[str, PyTree]:
     """The shapes of a given host's variables, if they are the network's."""

@@ -62,6 +62,13 @@ class Exported(NamedTuple):
   head: str
   notes: list[str]
 
+  def __repr__(self) -> str:
+    """Without the report, which is long."""
+    return (
+      f"Exported(folder={self.folder!r}, head={self.head!r},"
+      f" notes={self.notes!r})"
+    )
+
 
 def export_run(
   run: str | os.PathLike,

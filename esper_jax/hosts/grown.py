@@ -22,6 +22,10 @@ from esper_jax.oona.lineage import TOPOLOGY, WEIGHTS
 from esper_jax.types import InputError, Path, PyTree, SlotSpec
 
 SCHEMA = 1  # of topology.json
+_WRITTEN = (
+  "give a folder that `python -m esper_jax.export RUN --to=DIR`, or export() of"
+  " what grow() returned, wrote"
+)
 Record = Mapping[str, Any]
 Variables = Mapping[str, PyTree]  # collection -> module -> ...
 
@@ -35,6 +39,8 @@ def read(folder: FilePath) -> tuple[dict[str, Any], dict[str, PyTree]]:
   Raises:
     InputError: a file is missing or damaged, or of another schema.
   """
+  if not folder.is_dir():
+    raise InputError(f"{folder}: no such folder; {_WRITTEN}")
   path, weights = folder / TOPOLOGY, folder / WEIGHTS
   try:
     topology = json.loads(_bytes(path))
@@ -55,8 +61,7 @@ def _bytes(path: FilePath) -> bytes:
     return path.read_bytes()
   except OSError as error:
     raise InputError(
-      f"cannot read {path}: {error.strerror}; give a folder that"
-      " `python -m esper_jax.export RUN --to=DIR` wrote"
+      f"cannot read {path}: {error.strerror}; {_WRITTEN}"
     ) from error
 
 

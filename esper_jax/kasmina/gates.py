@@ -8,33 +8,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from esper_jax.kasmina.records import Reason, Rules, Signals, SlotState
+from esper_jax.kasmina.records import Reason, Signals, SlotState
+from esper_jax.kasmina.rules import Rules, earliest_fossil
 from esper_jax.types import LIVE_STAGES, Action, Stage
 
 FRESH_EPOCHS = 1  # a contribution older than this opens no gate
-
-
-def earliest_fossil(epoch: Any, rules: Rules) -> Any:
-  """Computes when a germination decided at boundary `epoch` can be permanent.
-
-  Every upward move waits for a multiple of `adaptation_frequency`, except the
-  last: a seed in HOLDING is also judged by `finish`.
-
-  Args:
-    epoch: int or int32 [].
-    rules: see `Rules`.
-
-  Returns:
-    The boundary, of epoch's type.
-  """
-  every = rules.adaptation_frequency
-
-  def next_decision(boundary):
-    return (boundary + every - 1) // every * every
-
-  training = epoch + rules.lead_epochs + max(rules.min_training_epochs, 1)
-  blended = next_decision(training) + rules.blend_epochs
-  return next_decision(blended) + max(rules.min_holding_epochs, 1)
 
 
 def gate(slots: SlotState, signals: Signals, rules: Rules) -> jax.Array:

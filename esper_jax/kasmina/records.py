@@ -4,16 +4,27 @@ See `kasmina.lifecycle` for what rows, boundaries and epochs mean.
 """
 
 import enum
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
+from esper_jax.kasmina.rules import CURVES, Rules
 from esper_jax.types import InputError, Stage
 
-CURVES = ("linear", "cosine", "sigmoid")
+__all__ = [
+  "CURVES",
+  "REASONS",
+  "Reason",
+  "Rules",
+  "Signals",
+  "SlotState",
+  "alpha_at",
+  "initial",
+  "texts",
+]
 
 
 class Reason(enum.IntFlag):
@@ -69,49 +80,6 @@ REASONS: dict[int, str] = {
   int(Reason.NOT_COMPILED): "its program could not be compiled or run",
   int(Reason.REPLAYED): "the replayed run culled it",
 }
-
-
-class Rules(NamedTuple):
-  """The numbers of the lifecycle; Python values, static under jit.
-
-  Attributes:
-    epochs: boundaries in the run; the last one is boundary `epochs`.
-    lead_epochs: boundaries from a decision to its change of the tree, >= 0.
-    adaptation_frequency: the policy acts at multiples of this boundary, >= 1.
-    max_adaptations_per_epoch: germinations at one boundary, >= 1.
-    max_growths: germinations in the run; cancelled ones count.
-    seeds_per_slot: lanes of a slot, >= 1.
-    max_per_slot: live and fossilized seeds of a slot together.
-    alpha_curve: one of CURVES.
-    blend_epochs: length of BLENDING, >= 1.
-    min_training_epochs: earliest ADVANCE out of TRAINING; 0 acts as 1.
-    max_training_epochs: after it Tamiyo's rules cull a seed in TRAINING.
-    min_holding_epochs: earliest FOSSILIZE out of HOLDING; 0 acts as 1.
-    max_holding_epochs: after it Tamiyo's rules cull a seed in HOLDING.
-    embargo_epochs: rest after a removal or a cancelled germination, >= 0.
-    training_gain_sigmas: standard errors that the contribution of a seed in
-      TRAINING must exceed.
-    gain_sigmas: the same in HOLDING; there it must exceed 0 as well.
-    max_gradient_ratio: largest healthy `Signals.parity`.
-  """
-
-  epochs: int
-  lead_epochs: int
-  adaptation_frequency: int
-  max_adaptations_per_epoch: int
-  max_growths: int
-  seeds_per_slot: int
-  max_per_slot: int
-  alpha_curve: str
-  blend_epochs: int
-  min_training_epochs: int
-  max_training_epochs: int
-  min_holding_epochs: int
-  max_holding_epochs: int
-  embargo_epochs: int
-  training_gain_sigmas: float
-  gain_sigmas: float
-  max_gradient_ratio: float
 
 
 class SlotState(struct.PyTreeNode):

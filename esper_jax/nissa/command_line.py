@@ -1,5 +1,6 @@
 """The command line: `python -m esper_jax.nissa --help`."""
 
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -74,6 +75,8 @@ def _events(argv: list[str], about: str) -> int:
   parser.add_argument("--json", action="store_true", help="as in events.jsonl")
   flags = parser.parse_args(argv)
   events = loading.select_events(flags.run, type=flags.type, slot=flags.slot)
+  if not events:
+    print(f"{flags.run}: no such events", file=sys.stderr)
   for event in events:
     if flags.json:
       print(jsonl.encode(event).decode(), end="")

@@ -6,8 +6,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from esper_jax.nissa.live import Panel
+from esper_jax.nissa.report import record
+from esper_jax.nissa.report.unplanted import sentence
 from esper_jax.nissa.table import duration, result_table
 from esper_jax.tolaria.display import TrainingMetrics
+from esper_jax.types import InputError
 
 QUIET, NORMAL, VERBOSE = 0, 1, 2
 LONG_RUN = 3600.0  # seconds; on a CPU a longer run deserves a hint
@@ -118,6 +121,9 @@ class Console:
     status = result["status"]
     reason = f": {result['reason']}" if result["reason"] else ""
     self._line(f"{status}{reason}")
+    unplanted = self._verbosity and not result["germinated"]
+    if unplanted and (why := _why_unplanted(workdir)):
+      self._line(why)
     for name in ("result.json", "events.jsonl", "metrics.jsonl", "checkpoints"):
       self._line(f"  {workdir / name}")
     if (workdir / "report.html").exists():
@@ -162,6 +168,14 @@ def describe(event: Mapping[str, Any]) -> str:
   where = f"{event['slot']}: " if "slot" in event else ""
   reason = f" -- {event['reason']}" if event.get("reason") else ""
   return f"{where}{what}" + (f" ({details})" if details else "") + reason
+
+
+def _why_unplanted(workdir: Path) -> str:
+  """Why nothing was planted; "" where the run's files do not tell."""
+  try:
+    return sentence(record.read(workdir))
+  except InputError:
+    return ""
 
 
 def _show(value: Any) -> str:

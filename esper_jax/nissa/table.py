@@ -129,6 +129,9 @@ def _slot_cell(result: Mapping[str, Any], name: str) -> str:
   text = f"{', '.join(grown)} {stage}" if grown else stage
   if row["culled"]:
     text += f", {row['culled']} culled"
+  before = result.get("grown_before", {}).get(name)
+  if before:
+    text += f", after {' and '.join(before)} of the run before"
   if row["contribution"] is not None:
     text += f" (last measured {row['contribution']:+.4f} nats)"
   return text

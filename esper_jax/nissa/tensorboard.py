@@ -54,8 +54,8 @@ class TensorBoard:
       from tensorboardX import SummaryWriter
     except ImportError as error:
       raise InputError(
-        "--config.nissa.tensorboard=True needs tensorboardX: install"
-        " 'esper-jax[tensorboard]', or leave it out"
+        "--config.nissa.tensorboard=True needs tensorboardX; in the repository:"
+        " pip install -e '.[tensorboard]'; or leave it out"
       ) from error
     self._open: Any = functools.partial(SummaryWriter, str(folder))
     self._writer: Any = None

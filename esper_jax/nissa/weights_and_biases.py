@@ -34,8 +34,8 @@ class WeightsAndBiases:
       wandb: Any = importlib.import_module("wandb")
     except ImportError as error:
       raise InputError(
-        f"--config.nissa.wandb={project} needs wandb: install"
-        " 'esper-jax[wandb]', or leave it out"
+        f"--config.nissa.wandb={project} needs wandb; in the repository: pip"
+        " install -e '.[wandb]'; or leave it out"
       ) from error
     try:
       self._run: Any = wandb.init(

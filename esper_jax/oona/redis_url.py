@@ -108,8 +108,9 @@ def connect(url: str) -> Any:
     from redis.retry import Retry
   except ImportError as error:
     raise InputError(
-      "a Redis server was named, but the package for it is missing: pip"
-      " install 'esper-jax[redis]', or leave --config.oona.redis_url empty"
+      "a Redis server was named, but the package for it is missing; in the"
+      " repository: pip install -e '.[redis]'; or leave"
+      " --config.oona.redis_url empty"
     ) from error
   connected = False
 

@@ -19,6 +19,7 @@ living seeds, caps, ranking and words:
 instead; nothing else looks inside it.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -334,6 +335,7 @@ def resolve_schedule(
   schedule: Sequence[tuple[int, Path, str]],
   slot_names: Sequence[Path],
   blueprint_names: Sequence[str],
+  fits: Sequence[Sequence[bool]] | None = None,
 ) -> tuple[tuple[int, int, int], ...]:
   """Turns names in a schedule into the indices that `Settings` takes.
 
@@ -342,10 +344,11 @@ def resolve_schedule(
       least 1.
     slot_names: in the order of the slot table.
     blueprint_names: in the order of the blueprint axis.
+    fits: bool [slots, blueprints]; None: every blueprint fits everywhere.
 
   Raises:
-    InputError: an entry that is no triple, an epoch below 1, or a slot or
-      blueprint that does not exist.
+    InputError: an entry that is no triple, an epoch below 1, a slot or
+      blueprint that does not exist, or a blueprint that does not fit the slot.
   """
   out = []
   for entry in schedule:
@@ -369,7 +372,12 @@ def resolve_schedule(
           f"schedule entry {entry!r}: {kind} '{value}' does not exist;"
           f" valid: {', '.join(valid)}"
         )
-    out.append(
-      (epoch, slot_names.index(slot), blueprint_names.index(blueprint))
-    )
+    place, kind = slot_names.index(slot), blueprint_names.index(blueprint)
+    if fits is not None and not fits[place][kind]:
+      fitting = itertools.compress(blueprint_names, fits[place])
+      raise InputError(
+        f"schedule entry {entry!r}: blueprint '{blueprint}' does not fit slot"
+        f" '{slot}'; those that do: {', '.join(fitting) or 'none'}"
+      )
+    out.append((epoch, place, kind))
   return tuple(out)

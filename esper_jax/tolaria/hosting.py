@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.errors import NameInUseError
 from ml_collections import ConfigDict
 
 from esper_jax.data.splits import Dataset
@@ -204,7 +205,14 @@ def slots_of(host: Host, example: jax.Array) -> SlotTable:
     return host.apply(params, collections, {}, example, train=False, key=None)
 
   # Flax runs the module once in init and once in apply: same slots.
-  return surgery.slot_table(forward)
+  try:
+    return surgery.slot_table(forward)
+  except NameInUseError as error:
+    what = str(error).partition(": Name in use")[0].rstrip(".")
+    raise InputError(
+      f"two parts of the model have one name ({what}); give each slot and each"
+      " layer its own"
+    ) from error
 
 
 def check_readable(
@@ -240,8 +248,11 @@ def check_readable(
 
 def check_figures(
   host: Host, example: jax.Array, data: Dataset, steps: StepOptions
-) -> None:
+) -> str:
   """Refuses a host whose outputs give no loss; nothing is computed.
+
+  Returns:
+    What is odd and not wrong: see `objective.spare_logits`.
 
   Raises:
     InputError: see `objective.check`.
@@ -259,3 +270,4 @@ def check_figures(
     jax.eval_shape(jnp.asarray, data.train_labels[:2]),
     num_classes=data.num_classes,
   )
+  return objectives.spare_logits(steps.objective, outputs, data.num_classes)

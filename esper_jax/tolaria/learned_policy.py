@@ -42,7 +42,10 @@ def make_policy(
   sections = {**t, **config.kasmina}
   settings = {n: sections[n] for n in Settings._fields if n in sections}
   settings["schedule"] = policies.resolve_schedule(
-    tuple(t.schedule), list(growth.slots), growth.blueprints
+    tuple(t.schedule),
+    list(growth.slots),
+    growth.blueprints,
+    growth.fits[:: growth.lanes].tolist(),
   )
   if t.policy != LEARNED:
     return policies.make(given or t.policy, **settings), ""

@@ -72,6 +72,26 @@ def _by_example(values: jax.Array) -> jax.Array:
 CLASSIFICATION = classification()
 
 
+def spare_logits(objective: Objective, outputs: Any, num_classes: int) -> str:
+  """Says where a network tells apart more classes than there are; else "".
+
+  That may be meant: a pretrained head, classes that are to come.
+
+  Args:
+    objective: of the run.
+    outputs: of the network for a batch; an array or its shape.
+    num_classes: of the labels; 0 where they are no classes.
+  """
+  standard = cross_entropy in objective or accuracy in objective
+  logits = outputs.shape[-1] if standard and num_classes else 0
+  if logits <= num_classes:
+    return ""
+  return (
+    f"the model gives {logits} logits, and the data has {num_classes} classes:"
+    f" give its last layer {num_classes}, unless more classes are meant to come"
+  )
+
+
 def check(
   objective: Objective, outputs: Any, labels: jax.Array, *, num_classes: int
 ) -> None:

@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from esper_jax.kasmina import blueprints, lifecycle
+from esper_jax.kasmina import blueprints
+from esper_jax.kasmina.rules import Rules, last_planting
+from esper_jax.knobs import GIVEN
 from esper_jax.tolaria import assembly, kernels, layout, replaying
 from esper_jax.tolaria.assembly import Parts, Timetable
 from esper_jax.tolaria.display import Display
@@ -46,7 +48,7 @@ def show(
     "kasmina": f"{parts.title or config.host.name},"
     f" {_count(parameters, 'parameter')},"
     f" {_count(len(growth.slots), 'slot')}"
-    f" ({', '.join(growth.slots) or 'none: it cannot grow'}),"
+    f" ({', '.join(growth.slots) or _no_slot(config)}),"
     f" {_count(len(growth.blueprints), 'blueprint')}",
     "tolaria": f"{_length(timetable)}, batch {config.data.batch_size},"
     f" {config.optimizer.name} at {config.optimizer.learning_rate:g},"
@@ -55,6 +57,8 @@ def show(
     + layout.describe(config),
     "urza": kernels.describe(config),
   }
+  if parts.warning:
+    lines["warning"] = parts.warning
   for name, text in lines.items():
     display.part(name, text)
   display.begin(
@@ -89,6 +93,16 @@ def slot_table(config: ConfigDict) -> list[dict[str, Any]]:
   return table
 
 
+def _no_slot(config: ConfigDict) -> str:
+  """Says that a host cannot grow, and what a place to grow is."""
+  if config.host.name == GIVEN:
+    return (
+      "none: it cannot grow; a place to grow is"
+      " x = esper_jax.Slot(name='middle')(x, train=train)"
+    )
+  return "none: it cannot grow; host.slots=all has every place"
+
+
 def _count(number: int, what: str) -> str:
   return f"{number:,} {what}" + ("" if number == 1 else "s")
 
@@ -101,13 +115,9 @@ def _length(timetable: Timetable) -> str:
   return f"{_count(timetable.epochs, 'epoch')} of {steps}"
 
 
-def _deadline(rules: lifecycle.Rules) -> str:
+def _deadline(rules: Rules) -> str:
   """Until when a seed may be planted, so that its whole life fits."""
-  fits = [
-    epoch
-    for epoch in range(1, rules.epochs)
-    if lifecycle.earliest_fossil(epoch, rules) <= rules.epochs
-  ]
-  if fits:
-    return f", the last by epoch {fits[-1]}"
+  last = last_planting(rules)
+  if last:
+    return f", the last by epoch {last}"
   return f"; none, as a seed's life takes more than {rules.epochs} epochs"

@@ -73,6 +73,7 @@ def make(
     "quarantined": list(run.governor.quarantined),
     "slots": slot_lines(run, parts.growth),
     "seeds": seed_lines(run, parts.growth),
+    **_grown_before(parts),
     "config_hash": config_hash,
     "data": parts.data.source,
     "data_sha256": parts.data.sha256,
@@ -174,6 +175,16 @@ def seed_lines(run: Run, growth: GrowthOptions) -> list[dict[str, Any]]:
     }
     for (path, key), seed in all_seeds(run.state.seeds).items()
   ]
+
+
+def _grown_before(parts: Parts) -> dict[str, Any]:
+  """Where a run goes on: slot -> blueprints of the seeds that it came with."""
+  if parts.before is None:
+    return {}
+  found: dict[str, list[str]] = {}
+  for record in parts.before.topology["seeds"]:
+    found.setdefault(record["slot"], []).append(record["blueprint"])
+  return {"grown_before": found}
 
 
 def _row_names(growth: GrowthOptions) -> list[str]:

@@ -90,8 +90,8 @@ def triton_version() -> str:
     return importlib.metadata.version("triton")
   except importlib.metadata.PackageNotFoundError:
     raise InputError(
-      "kernels are compiled with Triton, which is not installed; on Linux:"
-      " pip install 'esper-jax[triton]'"
+      "kernels are compiled with Triton, which is not installed; on Linux, in"
+      " the repository: pip install -e '.[triton]'"
     ) from None
 
 

@@ -165,7 +165,7 @@ def test_an_unreadable_folder_is_named(read, monkeypatch):
 
 def test_without_pillow_the_extra_is_named(read, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-  assert "pip install 'esper-jax[images]'" in refusal(read)
+  assert "in the repository: pip install -e '.[images]'" in refusal(read)
 
 
 def test_a_source_is_divided_like_any_data_set(root, tmp_path):

@@ -44,7 +44,7 @@ def test_another_jaxlib_than_jax():
 def test_a_plugin_of_another_version_than_jaxlib(name):
   (line,) = check(**{f"jax_{name}": "0.11.1"})
   assert line.level is Level.FAIL and "with jaxlib 0.11.2: " in line.found
-  assert line.remedy == "pip install --upgrade '.[cuda12]'"
+  assert line.remedy == "pip install --upgrade -e '.[cuda12]'"
 
 
 def test_each_that_is_bad_has_its_line():

@@ -97,4 +97,5 @@ def test_images_are_counted(images):
 def test_images_need_pillow(images, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   line = check(source=images)
-  assert line.level is Level.FAIL and line.remedy == "pip install '.[images]'"
+  assert line.level is Level.FAIL
+  assert line.remedy == "pip install -e '.[images]'"

@@ -268,6 +268,8 @@ def test_a_blueprint_of_a_user_has_no_plain_module(
 
 
 def test_what_cannot_be_loaded_is_refused_by_name(grown, tmp_path):
+  with pytest.raises(InputError, match="/exporte: no such folder; give a fol"):
+    load_grown(tmp_path / "exporte")
   with pytest.raises(InputError, match="topology.json: No such file"):
     load_grown(tmp_path)
   writing.write_formats(tmp_path, grown("mlp", []).network())

@@ -191,3 +191,9 @@ def test_bad_input_takes_a_line(arguments, said, tmp_path, monkeypatch, capsys):
   error = capsys.readouterr().err
   assert said in error and error.count("\n") == 1
   assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_written_prints_without_its_report(tmp_path):
+  done = writing.Exported(tmp_path, {"run": "long"}, "abc", ["a note"])
+  told = f"Exported(folder={tmp_path!r}, head='abc', notes=['a note'])"
+  assert repr(done) == told

@@ -38,6 +38,12 @@ def test_the_real_command_needs_no_jax(tmp_path):
   assert done.stdout == f"grown/report.html: {size / 1024:,.0f} KiB\n"
 
 
+def test_no_such_events(tmp_path, capsys):
+  path = recorded(tmp_path, "control")
+  assert command_line.main(["events", str(path), "--type=culled"]) == 0
+  assert capsys.readouterr() == ("", f"{path}: no such events\n")
+
+
 def test_one_run_to_a_file(tmp_path, capsys):
   path, to = recorded(tmp_path), tmp_path / "elsewhere.html"
   assert command_line.main(["report", str(path), f"--to={to}"]) == 0

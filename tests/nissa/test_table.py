@@ -54,6 +54,16 @@ def test_figures_of_one_run():
   ]
 
 
+def test_what_grew_in_the_run_before_is_said():
+  slots = {"slot1": slot(), "slot2": slot()}
+  before = {"slot1": ["dense", "conv3x3"]}
+  rows = table.result_rows({"run": made(slots=slots, grown_before=before)})
+  assert rows[-2:] == [
+    ("slot1", "dormant, after dense and conv3x3 of the run before"),
+    ("slot2", "dormant"),
+  ]
+
+
 def test_columns_are_aligned_and_slots_follow_the_figures():
   grown = made(
     slots={

@@ -171,5 +171,5 @@ def test_every_stage_has_a_colour_of_its_own():
 
 def test_without_the_extra(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "tensorboardX", None)
-  with pytest.raises(InputError, match=r"install 'esper-jax\[tensorboard\]'"):
+  with pytest.raises(InputError, match=r"install -e '\.\[tensorboard\]'"):
     TensorBoard(tmp_path, {})

@@ -83,7 +83,7 @@ def test_a_run_that_does_not_finish_has_failed(wandb, tmp_path):
 
 def test_without_the_extra(tmp_path, monkeypatch):
   monkeypatch.setitem(sys.modules, "wandb", None)
-  with pytest.raises(InputError, match=r"install 'esper-jax\[wandb\]'"):
+  with pytest.raises(InputError, match=r"install -e '\.\[wandb\]'"):
     WeightsAndBiases(tmp_path, {}, project="growing")
 
 

@@ -69,7 +69,7 @@ def test_what_can_be_no_server_is_refused_and_not_repeated(url, message):
 
 def test_without_the_package_it_says_what_to_install(monkeypatch):
   monkeypatch.setitem(sys.modules, "redis", None)
-  with pytest.raises(InputError, match=r"pip install 'esper-jax\[redis\]'"):
+  with pytest.raises(InputError, match=r"pip install -e '\.\[redis\]'"):
     redis_url.connect("redis://host")
 
 

@@ -319,3 +319,17 @@ def test_schedule_names_become_indices():
 def test_bad_schedule_entries_are_named(entry, text):
   with pytest.raises(InputError, match=text):
     resolve_schedule([entry], ["a", "b"], ["conv", "dense"])
+
+
+@pytest.mark.parametrize(
+  "fits, there", [([False, True], "dense"), ([False, False], "none")]
+)
+def test_what_does_not_fit_a_slot_is_not_scheduled_there(fits, there):
+  blueprints = ["conv", "dense"]
+  table = [[True, True], fits]
+  assert resolve_schedule([(1, "a", "conv")], ["a", "b"], blueprints, table)
+  with pytest.raises(
+    InputError,
+    match=f"'conv' does not fit slot 'b'; those that do: {there}$",
+  ):
+    resolve_schedule([(1, "b", "conv")], ["a", "b"], blueprints, table)

@@ -113,6 +113,11 @@ def rebind(folder, topology):
   (folder / lineage.LINEAGE).write_text(json.dumps(lineage.chain(story)))
 
 
+def test_its_result_says_what_grew_before(run):
+  result = json.loads((run / "result.json").read_text())
+  assert result["grown_before"] == {"slot1": ["dense"]}
+
+
 def test_it_is_exported_with_what_grew_before(second, run, tmp_path):
   done = writing.export_run(run, tmp_path / "out")
   assert max(done.report["max_abs_difference"].values()) < 1e-5

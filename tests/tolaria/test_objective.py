@@ -49,6 +49,17 @@ def near(outputs, labels):
   return (jnp.abs(outputs - labels) < 0.1).all(-1)
 
 
+@pytest.mark.parametrize(
+  "classes, says",
+  [(CLASSES, ""), (CLASSES - 2, "gives 5 logits, and the data has 3 classes:")],
+)
+def test_logits_that_no_class_has_are_said(classes, says):
+  logits, _ = draw(BATCH)
+  told = lib.spare_logits(lib.CLASSIFICATION, logits, classes)
+  assert says in told and bool(says) == bool(told)
+  assert lib.spare_logits(OWN, logits, classes) == ""
+
+
 OWN = lib.Objective(squared, squared, near, {"mse": squared})
 
 

@@ -194,7 +194,7 @@ def test_without_triton_nothing_is_built(tmp_path, monkeypatch):
 
   monkeypatch.setattr(compile.importlib.metadata, "version", missing)
   registry = registry_in(tmp_path)
-  with pytest.raises(InputError, match="pip install 'esper-jax.triton.'"):
+  with pytest.raises(InputError, match="pip install -e '..triton.'"):
     author.build(registry, [KERNEL], report=Log())
 
 

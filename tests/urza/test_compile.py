@@ -193,7 +193,7 @@ def test_without_triton_it_says_how_to_install_it(monkeypatch):
     raise importlib.metadata.PackageNotFoundError(name)
 
   monkeypatch.setattr(importlib.metadata, "version", missing)
-  with pytest.raises(InputError, match=r"pip install 'esper-jax\[triton\]'"):
+  with pytest.raises(InputError, match=r"pip install -e '\.\[triton\]'"):
     fresh()
 
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from esper_jax.nissa.report import growth
+from esper_jax.nissa.report import growth, unplanted
 from esper_jax.nissa.report.growth import Seed
 from esper_jax.nissa.report.record import RUNNING, Run, figures
 from esper_jax.nissa.table import duration, engineering, percent
@@ -80,7 +80,8 @@ def _grown(run: Run) -> str:
   seeds = run.growth.seeds
   policy = (run.result or {}).get("policy_used") or run.config["tamiyo.policy"]
   if not seeds:
-    return f"Policy {policy} planted no seed."
+    why = unplanted.sentence(run).partition(": ")[2]
+    return f"Policy {policy} planted no seed{why and f': {why}'}."
   fates = [
     (growth.FOSSILIZED, "made permanent", ("was", "were")),
     (growth.CULLED, "culled", ("was", "were")),
