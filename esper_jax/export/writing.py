@@ -18,7 +18,6 @@ from esper_jax.export.network import GrownNetwork, load_grown
 from esper_jax.hosts import naming
 from esper_jax.hosts.host import Host
 from esper_jax.hosts.registry import reads_tokens
-from esper_jax.knobs import GIVEN
 from esper_jax.oona import lineage
 from esper_jax.oona.jsonl import explain_write_errors
 from esper_jax.oona.jsonl import plain as plain_json
@@ -236,14 +235,9 @@ def _network(restored: Restored) -> GrownNetwork:
     reads=reads,
     classes=data.classes,
     modules=restored.modules,
-    given=_model(restored),
+    model=restored.model,
     before=parts.before.topology if parts.before else None,
   )
-
-
-def _model(restored: Restored) -> Host | None:
-  given = restored.host["name"] == GIVEN
-  return restored.parts.host if given else None
 
 
 def write_formats(folder: Path, network: GrownNetwork) -> dict[str, str]:
@@ -283,7 +277,7 @@ def _report(
   expected = _trained(restored, images)
   largest = float(np.abs(expected).max())
   bound = TOLERANCE[network.topology["host"]["dtype"]] * max(1.0, largest)
-  differences = compare(folder, images, expected, _model(restored))
+  differences = compare(folder, images, expected, restored.model)
   for name, difference in differences.items():
     if not difference <= bound:  # NaN is refused too
       raise RunFailedError(

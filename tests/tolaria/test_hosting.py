@@ -249,8 +249,3 @@ def test_a_text_must_have_the_same_characters():
   topology["input"]["vocabulary"] = "abc"
   with pytest.raises(InputError, match="reads a text of 3 characters, and the"):
     hosting._check_topology(topology, arguments, data, "out")
-
-
-def test_a_given_model_goes_on_with_nothing():
-  with pytest.raises(InputError, match="host.from=.*takes its place"):
-    config(host__name="given")
