@@ -10,6 +10,7 @@ import flax.linen as nn
 
 from esper_jax.data import given as given_data
 from esper_jax.data.datasets import NAMES
+from esper_jax.export import stablehlo
 from esper_jax.export.network import GrownNetwork
 from esper_jax.hosts.host import from_model
 from esper_jax.kasmina import blueprints as kasmina
@@ -101,6 +102,7 @@ def _take_grown(
   changes["host.name"] = host["name"]
   given["title"] = host.get("title", host["name"])
   if network.model is not None:
+    stablehlo.check_model(network)
     given["host"] = network.model
     return
   for name in ("width", "depth", "heads", "norm", "inner_widths"):
