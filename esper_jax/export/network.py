@@ -125,7 +125,8 @@ def load_grown(
 
   Returns:
     A network to call: `load_grown(path)(inputs)`; for a program of your own,
-    `network.apply(network.variables, images)` under `jax.jit`.
+    `network.apply(network.variables, images)` under `jax.jit`. `grow` takes it
+    as a model, to go on with it.
 
   Raises:
     InputError: a file is missing or damaged, of another schema, a blueprint
