@@ -47,8 +47,8 @@ class Grown:
     result: what result.json holds: status, accuracies, parameters, slots ...
     variables: of the grown network, the moving average where the run keeps one:
       {"params": ..., its other collections, "seeds": slot -> key -> Seed}. A
-      Linen model takes them: `model.apply(variables, x, train=False)`. A seed of
-      a run before this one has its generation in its key, as in "0:dense".
+      Linen model takes them: `model.apply(variables, x, train=False)`. A seed
+      of a run before this one has its generation in its key: "0:dense".
     host: the network as functions.
     preprocess: examples as they were given -> what the network reads.
   """

@@ -10,7 +10,6 @@ import flax.linen as nn
 
 from esper_jax.data import given as given_data
 from esper_jax.data.datasets import NAMES
-from esper_jax.export import stablehlo
 from esper_jax.export.network import GrownNetwork
 from esper_jax.hosts.host import from_model
 from esper_jax.kasmina import blueprints as kasmina
@@ -65,17 +64,18 @@ def set_key(
 def take_model(
   model: Any, variables: Any, changes: dict[str, Any], given: dict[str, Any]
 ) -> None:
-  """Takes `grow`'s model: adds to what is changed and given, in place."""
+  """Takes `grow`'s model: adds to what is changed and given, in place.
+
+  Raises:
+    InputError: it is no model, not the one that grew, or the config or the
+      variables say otherwise.
+  """
   of_host = [key for key in changes if key.startswith("host.")]
-  if "host.from" in of_host:
-    raise InputError(
-      "grow(): config['host.from'] is for the hosts of main.py; give the grown"
-      " network as the model, grow(load_grown(DIR, model=...), ...)"
-    )
   if of_host:
     raise InputError(
       f"grow(): config['{of_host[0]}'] is for the hosts of main.py; build the"
-      " model as you want it"
+      " model as you want it, or go on with a grown one,"
+      " grow(load_grown(DIR, model=...), ...)"
     )
   if isinstance(model, GrownNetwork):
     _take_grown(model, variables, changes, given)
@@ -102,6 +102,8 @@ def _take_grown(
   changes["host.name"] = host["name"]
   given["title"] = host.get("title", host["name"])
   if network.model is not None:
+    from esper_jax.export import stablehlo  # flatbuffers
+
     stablehlo.check_model(network)
     given["host"] = network.model
     return

@@ -93,6 +93,11 @@ REFUSED = [
     {"config": {"host.width": 3}},
     "config['host.width'] is fo",
   ),
+  (
+    (Net(), (X, Y)),
+    {"config": {"host.from": "out"}},
+    "or go on with a grown one, grow(load_grown(DIR, mo",
+  ),
   ((Net(), (X, Y)), {"config": {"data.source": "folder:x"}}, "argument data"),
   ((Net(), (X, Y)), {"config": CONFIG, "policy": "random"}, "argument policy"),
   ((Net(), (X, Y)), {"policy": "randon"}, "policy=randon: must be"),

@@ -112,7 +112,7 @@ def check_model(network: GrownNetwork) -> None:
   difference = float(np.abs(found - expected)[known].max(initial=0.0))
   if not difference <= bound:
     raise InputError(
-      f"the model is not the one that grew: an output differs by"
+      "the model is not the one that grew: an output differs by"
       f" {difference:.2g} from {path} on drawn examples, more than {bound:.2g};"
       " give the same class and blueprints"
     )
