@@ -6,7 +6,6 @@ It makes what `main.py` makes of a config, and runs the same trainer.
 import contextlib
 import dataclasses
 import functools
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,25 +15,22 @@ import flax.linen as nn
 import jax
 from ml_collections import ConfigDict
 
+from esper_jax import arguments, defaults
 from esper_jax import config as config_lib
-from esper_jax import defaults
-from esper_jax.data import given as given_data
-from esper_jax.data.datasets import NAMES
 from esper_jax.data.inputs import check_examples
-from esper_jax.hosts.host import Host, from_model
-from esper_jax.kasmina import blueprints as kasmina
+from esper_jax.export.network import GrownNetwork
+from esper_jax.hosts import grown
+from esper_jax.hosts.host import Host
 from esper_jax.kasmina.blueprints import Blueprint
-from esper_jax.knobs import GIVEN, KNOBS, SOURCES
 from esper_jax.nissa import displays
 from esper_jax.nissa.console import NORMAL
 from esper_jax.oona.bus import Sink
-from esper_jax.tamiyo import policy as policies
 from esper_jax.tamiyo.policy import Policy
-from esper_jax.tolaria.given import Given
-from esper_jax.tolaria.objective import Objective, PerExample, classification
+from esper_jax.tolaria.given import Given, shapes_of
+from esper_jax.tolaria.objective import PerExample
 from esper_jax.tolaria.state import evaluation_view
 from esper_jax.tolaria.trainer import Callback, Trainer
-from esper_jax.types import InputError, PyTree, RunFailedError
+from esper_jax.types import InputError, PyTree
 
 if TYPE_CHECKING:
   from esper_jax.export.writing import Exported
@@ -42,16 +38,6 @@ if TYPE_CHECKING:
 P = ParamSpec("P")
 T = TypeVar("T")
 RUNS = Path("runs")  # where fresh run directories are made
-_ACCURACY = "accuracy"  # the metric that growth and the governor look at
-# Keys of the config -> the argument of `grow` that sets them.
-_ARGUMENTS = {
-  "data.name": "data",
-  "data.source": "data",
-  "kasmina.blueprints": "blueprints",
-  "tamiyo.policy": "policy",
-}
-_KEY_FLAG = re.compile(r"--config\.(\w+(?:\.\w+)*)")
-_KEY_FIRST = re.compile(rf"^({'|'.join(map(re.escape, _ARGUMENTS))})\b")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +49,8 @@ class Grown:
     result: what result.json holds: status, accuracies, parameters, slots ...
     variables: of the grown network, the moving average where the run keeps one:
       {"params": ..., its other collections, "seeds": slot -> key -> Seed}. A
-      Linen model takes them: `model.apply(variables, x, train=False)`.
+      Linen model takes them: `model.apply(variables, x, train=False)`. A seed
+      of a run before this one has its generation in its key: "0:dense".
     host: the network as functions.
     preprocess: examples as they were given -> what the network reads.
   """
@@ -136,7 +123,7 @@ def _briefly(function: Callable[P, T]) -> Callable[P, T]:
 
 @_briefly
 def grow(
-  model: nn.Module | Host,
+  model: nn.Module | Host | GrownNetwork,
   data: Any,
   *,
   config: Mapping[str, Any] | None = None,
@@ -154,14 +141,16 @@ def grow(
 
   Args:
     model: a Flax Linen module with `Slot`s in it, called as `model(x,
-      train=...)`; or a host, such as `from_nnx` makes.
+      train=...)`; or a host, such as `from_nnx` makes; or what `load_grown`
+      gave: the run goes on with that network, from its files, and every slot
+      may grow again.
     data: examples of yours in any form that `data.given.read` takes; or
       "folder:PATH", images in a folder per class; or "text:PATH", a text; or
       the name of a data set, such as "digits".
     config: "section.key" -> value, as on the command line; all keys are in
       esper_jax/defaults.py.
     variables: start from these, {"params": ..., other collections}, as
-      `model.init` gives them.
+      `model.init` gives them; None where the model has grown before.
     policy: by name, or one of your own; None: as the config says.
     blueprints: what may be planted: names, or blueprints of your own, which are
       registered (and replace one of that name that is not built in). Empty: as
@@ -187,15 +176,22 @@ def grow(
       of main.py names flags.
     RunFailedError: the run could not go on.
   """
-  with _naming_arguments(config or {}):
+  with arguments.naming_arguments(config or {}):
     changes, given = dict(config or {}), {}
-    _take_model(model, changes, given)
-    _take_data(data, changes, given)
-    _take_policy(policy, changes, given)
+    arguments.take_model(model, variables, changes, given)
+    arguments.take_data(data, changes, given)
+    arguments.take_policy(policy, changes, given)
     if blueprints:
-      _set(changes, "kasmina.blueprints", _named(blueprints), "blueprints")
+      arguments.set_key(
+        changes,
+        "kasmina.blueprints",
+        arguments.names_of(blueprints),
+        "blueprints",
+      )
     whole = make_config(changes)
-    given["objective"] = _objective(loss, metrics, whole)
+    given["objective"] = arguments.make_objective(
+      loss, metrics, whole.train.label_smoothing
+    )
     instead = Given(**given, variables=variables)
     with _directory(workdir, given["title"]) as path:
       shown = displays.of_run(
@@ -213,7 +209,7 @@ def grow(
         sinks=events,
       )
     result = trainer.train()
-    params, collections, seeds = evaluation_view(trainer.run.state)
+    host, (params, collections, seeds) = _grown(trainer, instead)
     preprocess = trainer.parts.steps.preprocess
     raw = trainer.parts.data.train_images
 
@@ -224,11 +220,27 @@ def grow(
       path,
       result,
       {"params": params, **collections, **({"seeds": seeds} if seeds else {})},
-      trainer.parts.host,
+      host,
       lambda examples: preprocess(check(examples), None),
       instead,
       check,
     )
+
+
+def _grown(
+  trainer: Trainer, given: Given
+) -> tuple[Host, tuple[PyTree, dict[str, PyTree], dict[str, Any]]]:
+  """(The host, its variables as it takes them) at the end of a run."""
+  parts, view = trainer.parts, evaluation_view(trainer.run.state)
+  if given.host is None or parts.before is None:
+    return parts.host, view
+  params, collections, seeds = view
+  return given.host, grown.united(
+    {"params": params, **collections},
+    seeds,
+    shapes_of(given.host, parts.example),
+    parts.before.topology["seeds"],
+  )
 
 
 def make_config(changes: Mapping[str, Any]) -> ConfigDict:
@@ -250,118 +262,6 @@ def make_config(changes: Mapping[str, Any]) -> ConfigDict:
         value = float(value)  # or the same run had another hash
       place[name] = value
   return config_lib.validate(config)
-
-
-@contextlib.contextmanager
-def _naming_arguments(config: Mapping[str, Any]) -> Iterator[None]:
-  """Has errors name what `grow` takes, in place of the flags of main.py."""
-
-  def name(flag: re.Match[str]) -> str:
-    key = flag[1]
-    by_argument = key in _ARGUMENTS and key not in config
-    return _ARGUMENTS[key] if by_argument else f"config['{key}']"
-
-  try:
-    yield
-  except (InputError, RunFailedError) as error:
-    told = _KEY_FLAG.sub(name, _KEY_FIRST.sub(name, str(error)))
-    told = told.replace("--workdir", "workdir")
-    error.args = (told,)
-    raise
-
-
-def _set(changes: dict[str, Any], key: str, value: Any, argument: str) -> None:
-  if key in changes:
-    raise InputError(
-      f"grow(): the argument {argument} and config['{key}'] say the same thing;"
-      " give one of the two"
-    )
-  changes[key] = value
-
-
-def _take_model(
-  model: Any, changes: dict[str, Any], given: dict[str, Any]
-) -> None:
-  of_host = [key for key in changes if key.startswith("host.")]
-  if of_host:
-    raise InputError(
-      f"grow(): config['{of_host[0]}'] is for the hosts of main.py; build the"
-      " model as you want it"
-    )
-  given["host"] = from_model(model)
-  own = isinstance(model, nn.Module)
-  given["title"] = type(model).__name__ if own else "host"
-  changes["host.name"] = GIVEN
-
-
-def _take_data(
-  data: Any, changes: dict[str, Any], given: dict[str, Any]
-) -> None:
-  if not isinstance(data, str | Path):
-    given["splits"] = given_data.read(data)
-    _set(changes, "data.source", GIVEN, "data")
-  elif str(data) in NAMES:
-    _set(changes, "data.name", str(data), "data")
-  elif str(data).startswith(SOURCES):
-    kind, _, path = str(data).partition(":")
-    place = Path(path).expanduser().absolute()  # a notebook changes folders
-    _set(changes, "data.source", f"{kind}:{place}", "data")
-  else:
-    place = Path(data).expanduser()
-    kind = "folder" if place.is_dir() else "text" if place.is_file() else ""
-    hint = f"did you mean '{kind}:{data}'? Or " if kind else ""
-    raise InputError(
-      f"grow(): data is '{data}'; {hint}give arrays, 'folder:PATH',"
-      f" 'text:PATH', or one of {', '.join(NAMES)}"
-    )
-
-
-def _take_policy(
-  policy: str | Policy | None, changes: dict[str, Any], given: dict[str, Any]
-) -> None:
-  if policy is None:
-    return
-  own = isinstance(policy, Policy)
-  if own or (
-    policy not in KNOBS["tamiyo.policy"].choices and policy in policies.names()
-  ):
-    given["policy"], policy = policy, GIVEN
-  _set(changes, "tamiyo.policy", policy, "policy")
-
-
-def _named(blueprints: Sequence[str | Blueprint]) -> tuple[str, ...]:
-  """Their names, once all of them are registered."""
-  if isinstance(blueprints, str | Blueprint):  # both are sequences
-    blueprints = [blueprints]
-  for blueprint in blueprints:
-    if not isinstance(blueprint, Blueprint):
-      continue
-    name = blueprint.name
-    if name in kasmina.names() and name not in kasmina.BUILT_IN:
-      if kasmina.get(name) == blueprint:
-        continue
-      kasmina.unregister(name)  # a notebook's cell that was run again
-    kasmina.register(blueprint)
-  return tuple(b.name if isinstance(b, Blueprint) else b for b in blueprints)
-
-
-def _objective(
-  loss: PerExample | None,
-  metrics: Mapping[str, PerExample] | None,
-  config: ConfigDict,
-) -> Objective:
-  smoothing = config.train.label_smoothing
-  if loss is not None and smoothing:
-    raise InputError(
-      f"--config.train.label_smoothing={smoothing}: it is for the loss that is"
-      " built in; smooth the labels in yours, or set it to 0"
-    )
-  own = dict(metrics or {})
-  objective = classification(label_smoothing=smoothing)
-  if loss is not None:
-    objective = objective._replace(train_loss=loss, loss=loss)
-  hits = own.pop(_ACCURACY, objective.hits)
-  return objective._replace(hits=hits, metrics=own)
 
 
 @contextlib.contextmanager

@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from esper_jax.knobs import (
   FOLDER,
   FREE_KEYS,
-  GIVEN,
   KNOBS,
   PIXELS,
   STAGES,
@@ -241,11 +240,6 @@ def _check_together(flat: Mapping[str, Any]) -> None:
     redis_url.check(flat["oona.redis_url"], name="--config.oona.redis_url")
   if replay:
     growth_log.read_lives(replay)  # or say what is wrong with it
-  require(
-    not flat["host.from"] or host != GIVEN,
-    "host.from",
-    "the model that esper_jax.grow was given takes its place; leave it empty",
-  )
   if flat["host.from"]:
     lineage.verify(flat["host.from"])  # or say what was changed
 

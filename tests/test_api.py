@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from esper_jax import InputError, Slot, api, grow
+from esper_jax import InputError, Slot, api, arguments, grow
 from esper_jax.kasmina import blueprints as kasmina
 from esper_jax.oona import jsonl
 from esper_jax.tamiyo import policy as policies
@@ -160,6 +160,11 @@ REFUSED = [
     {"config": {"host.width": 3}},
     "config['host.width'] is fo",
   ),
+  (
+    (Net(), (X, Y)),
+    {"config": {"host.from": "out"}},
+    "or go on with a grown one, grow(load_grown(DIR, mo",
+  ),
   ((Net(), (X, Y)), {"config": {"data.source": "folder:x"}}, "argument data"),
   ((Net(), (X, Y)), {"config": CONFIG, "policy": "random"}, "argument policy"),
   ((Net(), (X, Y)), {"policy": "randon"}, "policy=randon: must be"),
@@ -210,16 +215,16 @@ def test_a_number_has_one_form_in_a_config():
 
 def test_blueprints_of_ones_own_are_registered_once_and_replaced():
   try:
-    assert api._named(SCALE) == ("api_scale",)
-    assert api._named([SCALE, "dense"]) == ("api_scale", "dense")
+    assert arguments.names_of(SCALE) == ("api_scale",)
+    assert arguments.names_of([SCALE, "dense"]) == ("api_scale", "dense")
     other = SCALE._replace(apply=lambda *a, **k: apply(*a, **k))
-    api._named([other])
+    arguments.names_of([other])
     assert kasmina.get("api_scale") is other
-    assert api._named("dense") == ("dense",)
+    assert arguments.names_of("dense") == ("dense",)
   finally:
     kasmina.unregister("api_scale")
   with pytest.raises(InputError, match="'dense' is already registered"):
-    api._named([SCALE._replace(name="dense")])
+    arguments.names_of([SCALE._replace(name="dense")])
 
 
 def test_policies_of_ones_own_are_given():
@@ -228,7 +233,7 @@ def test_policies_of_ones_own_are_given():
     (policies.never("mine"), ("given", "mine")),
   ):
     changes, given = {}, {}
-    api._take_policy(policy, changes, given)
+    arguments.take_policy(policy, changes, given)
     name = getattr(given.get("policy"), "name", None)
     assert (changes["tamiyo.policy"], name) == expected
 

@@ -81,6 +81,7 @@ def test_own_model(tmp_path, monkeypatch, capsys):
   np.testing.assert_allclose(names["logits"], names["same"], atol=1e-5)
   predicted = names["loaded"](names["images"][:5])
   np.testing.assert_allclose(names["logits"], predicted, atol=1e-4)
+  assert "0:dense" in names["further"].variables["seeds"]["middle"]
   assert "do not fit the model: missing: params/Dense_1/bias" in out
   stopped = names["stopped"].result
   assert stopped["status"] == "interrupted"

@@ -27,7 +27,7 @@ LEVELS = (
   ("simic",),
   ("nissa",),
   ("export",),
-  ("usage",),
+  ("usage", "arguments"),
   ("api", "command_line"),
   ("doctor",),
 )

@@ -10,11 +10,10 @@ import jax.numpy as jnp
 
 from esper_jax.data import augment
 from esper_jax.data.inputs import check_examples
-from esper_jax.hosts import grown, naming
+from esper_jax.hosts import grown
 from esper_jax.hosts.host import Host, from_model
 from esper_jax.hosts.registry import make_host
 from esper_jax.kasmina import blueprints
-from esper_jax.kasmina.slot import seeds_at, with_seeds_at
 from esper_jax.knobs import GIVEN
 from esper_jax.oona.lineage import PROGRAM, TOPOLOGY
 from esper_jax.tolaria.given import misfit, shapes_of
@@ -30,20 +29,23 @@ class GrownNetwork:
     topology: what topology.json holds.
     variables: collection -> nested modules: those of the host, and of each
       seed beside them.
+    model: the host, where it is a user's.
+    folder: of the export; None where there is none yet.
   """
 
   def __init__(
     self,
     topology: Mapping[str, Any],
     variables: Mapping[str, PyTree],
-    given: Host | None = None,
+    model: Host | None = None,
+    folder: Path | None = None,
   ):
     """Builds the network.
 
     Args:
       topology: see the attribute.
       variables: see the attribute.
-      given: the host, where it is a user's.
+      model, folder: see the attributes.
 
     Raises:
       InputError: a blueprint is not registered, or the given host has other
@@ -56,9 +58,10 @@ class GrownNetwork:
     records = topology["seeds"]
     for record in records:
       blueprints.get(record["blueprint"])
-    self._given = given
-    if given is not None:
-      self._shapes = self._fitting(given)
+    self.model, self.folder = model, folder
+    if model is not None:
+      shapes = self._fitting(model)
+      self._host = grown.with_seeds(model, shapes, records)
       return
     slots = tuple({record["slot"]: None for record in records})
     module = make_host(**host, slots=slots, dtype=self._dtype)
@@ -89,23 +92,9 @@ class GrownNetwork:
   ) -> jax.Array:
     """As calling it, with other variables of the same form; to be jitted."""
     x = self._prepare(inputs)
-    if self._given is None:
-      others = dict(variables)
-      params = others.pop("params")
-      return self._host.apply(params, others, {}, x, train=False, key=None)[0]
-    host = grown.without_seeds(variables, self.topology["seeds"])
-    named = {k: naming.flat(tree) for k, tree in host.items()}
-    host = {
-      name: naming.from_named(tree, named.get(name, {}), "")
-      for name, tree in self._shapes.items()
-    }
-    seeds: dict[str, Any] = {}
-    for record in self.topology["seeds"]:
-      slot, seed = record["slot"], grown.seed_of(record, variables)
-      own = {**seeds_at(seeds, slot), record["key"]: seed}
-      seeds = with_seeds_at(seeds, slot, own)
-    params = host.pop("params")
-    return self._given.apply(params, host, seeds, x, train=False, key=None)[0]
+    others = dict(variables)
+    params = others.pop("params")
+    return self._host.apply(params, others, {}, x, train=False, key=None)[0]
 
   def _prepare(self, examples: jax.Array) -> jax.Array:
     """Raw examples as the host reads them."""
@@ -116,11 +105,11 @@ class GrownNetwork:
     scaling = form.get("mean", ()), form.get("std", ())
     return augment.to_input(examples, *scaling, dtype)
 
-  def _fitting(self, given: Host) -> dict[str, PyTree]:
-    """The shapes of a given host's variables, if they are the network's."""
+  def _fitting(self, model: Host) -> dict[str, PyTree]:
+    """The shapes of the user's host's variables, if they are the network's."""
     form = self.topology["input"]
     raw = jax.ShapeDtypeStruct((1, *form["shape"][1:]), form["dtype"])
-    shapes = shapes_of(given, jax.eval_shape(self._prepare, raw))
+    shapes = shapes_of(model, jax.eval_shape(self._prepare, raw))
     host = grown.without_seeds(self.variables, self.topology["seeds"])
     problems = misfit(shapes, host)
     if problems:
@@ -141,7 +130,8 @@ def load_grown(
 
   Returns:
     A network to call: `load_grown(path)(inputs)`; for a program of your own,
-    `network.apply(network.variables, images)` under `jax.jit`.
+    `network.apply(network.variables, images)` under `jax.jit`. `grow` takes it
+    as a model, to go on with it.
 
   Raises:
     InputError: a file is missing or damaged, of another schema, a blueprint
@@ -152,7 +142,8 @@ def load_grown(
   topology, variables = grown.read(folder)
   given = _given(folder, topology["host"], model)
   try:
-    return GrownNetwork(topology, jax.tree.map(jnp.asarray, variables), given)
+    values = jax.tree.map(jnp.asarray, variables)
+    return GrownNetwork(topology, values, given, folder.absolute())
   except InputError as error:
     modules = ", ".join(topology["modules"])
     hint = f" (import what registers it first: {modules})" if modules else ""

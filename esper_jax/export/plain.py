@@ -1,11 +1,13 @@
-"""Writes a grown network as a module of plain Flax Linen, for people to read.
+"""Writes a grown network as plain Flax Linen, for people to read.
 
-Possible for the hosts of the registry that read images, with the blueprints
-that come with the project.
+Of the hosts of the registry that read images, all of it (model.py); of a user's
+Linen model, what grew in its slots (seeds.py). Both with the blueprints that
+come with the project.
 """
 
 import ast
 import inspect
+import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,7 +16,7 @@ from esper_jax.hosts import naming
 from esper_jax.hosts.mlp import MLP
 from esper_jax.hosts.registry import make_host, reads_tokens
 from esper_jax.knobs import GIVEN
-from esper_jax.oona.lineage import MODULE
+from esper_jax.oona.lineage import MODULE, SEEDS
 from esper_jax.types import InputError
 
 # Blueprint -> (class, the constructor's arguments from the parameters).
@@ -68,6 +70,69 @@ def normalize(images: jax.Array) -> jax.Array:
   return x.astype(DTYPE)
 '''
 
+_SLOTS = '''\
+"""What grew in {title}: {count}.
+
+Written by `export` of what `esper_jax.grow` gave; needs jax, flax and
+safetensors alone. Where the model has `from esper_jax import Slot`, write
+`from seeds import Slot` instead; then, with raw examples, {reads},
+
+  outputs = {title}(...).apply(load(), prepare(examples), train=False)
+"""
+
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from safetensors.numpy import load_file
+
+DTYPE = jnp.{dtype}  # of the computation
+PLACES = {places}  # module -> the slot in which it grew
+
+
+def load(folder: Path = Path(__file__).parent) -> dict[str, Any]:
+  """The variables of the model: what weights.safetensors holds."""
+  found = {{}}
+  for name, leaf in load_file(folder / "weights.safetensors").items():
+    collection, *path = name.split("/")
+    if collection == "params" and path[0] in PLACES:
+      path = [*PLACES[path[0]].split("/"), *path]
+    found[collection, *path] = leaf
+  return traverse_util.unflatten_dict(found)
+
+
+def prepare(examples: jax.Array) -> jax.Array:
+  """Raw examples as the model reads them."""
+{prepare}
+
+
+class Slot(nn.Module):
+  """A place where the model grew, by its name."""
+
+  causal: bool = False
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool = False) -> jax.Array:
+    return grown("/".join(self.path), x)
+
+
+def grown(slot: str, x: jax.Array) -> jax.Array:
+  """What the seeds of a slot make of x; for use in a compact module."""
+{body}
+'''
+_BYTES = """\
+  x = examples.astype(jnp.float32) * jnp.float32(1 / 255)
+  mean, std = jnp.array({mean}), jnp.array({std})  # of each channel
+  return ((x - mean) / std).astype(DTYPE)"""
+_PREPARE = {
+  "uint8": _BYTES,
+  "float32": "  return jnp.asarray(examples, DTYPE)",
+  "int32": "  return jnp.asarray(examples, jnp.int32)",
+}
+
 _NORM = """
 Norm = Callable[[jax.Array, str], jax.Array]
 """
@@ -86,8 +151,13 @@ def unsupported(topology: Mapping[str, Any]) -> str:
     return (
       f"no {MODULE}: the model is your own ({topology['host']['title']}), and"
       " plain Flax is written for the project's hosts alone; use"
-      " esper_jax.load_grown(DIR, model=...) or the StableHLO program"
+      " esper_jax.load_grown(DIR, model=...), the StableHLO program, or, of a"
+      f" Linen model, {SEEDS}"
     )
+  return _strange(topology, MODULE)
+
+
+def _strange(topology: Mapping[str, Any], file: str) -> str:
   strange = sorted(
     {
       record["blueprint"]
@@ -99,7 +169,7 @@ def unsupported(topology: Mapping[str, Any]) -> str:
     return ""
   known = ", ".join(sorted([*_SEEDS, "norm"]))
   return (
-    f"no {MODULE}: it has seeds of blueprint '{strange[0]}', and plain Flax is"
+    f"no {file}: it has seeds of blueprint '{strange[0]}', and plain Flax is"
     f" written for the project's own alone ({known}); use"
     " esper_jax.load_grown or the StableHLO program"
   )
@@ -140,6 +210,47 @@ def source(topology: Mapping[str, Any], variables: Mapping[str, Any]) -> str:
     norm=_NORM if blocks else "",
   )
   return "\n\n".join([head, *layers, network])
+
+
+def slots_source(
+  topology: Mapping[str, Any], variables: Mapping[str, Any]
+) -> str:
+  """The text of the module that holds what grew in a user's Linen model.
+
+  Args:
+    topology: what topology.json holds.
+    variables: of the network.
+
+  Raises:
+    InputError: a seed is of a blueprint that is not the project's.
+  """
+  refusal = _strange(topology, SEEDS)
+  if refusal:
+    raise InputError(refusal)
+  records, form, host = topology["seeds"], topology["input"], topology["host"]
+  lines: list[str] = []
+  for slot in dict.fromkeys(record["slot"] for record in records):
+    lines.append(f"if slot == {slot!r}:")
+    own = _seeds(topology, variables["params"], slot)
+    lines += [f"  {line}" for line in own]
+  places = {}
+  for record in records:
+    places[record["name"]] = record["slot"]
+    if record["blend"] == "gate":
+      places[naming.gate_name(record["name"])] = record["slot"]
+  body = "\n".join(f"  {line}" for line in [*lines, "return x"])
+  text = _SLOTS.format(
+    title=host["title"],
+    count=f"{len(records)} seed{'' if len(records) == 1 else 's'}",
+    reads=f"{form['dtype']} [{', '.join(map(str, form['shape']))}]",
+    dtype=host["dtype"],
+    places=places,
+    prepare=_PREPARE[form["dtype"]].format(
+      mean=form.get("mean"), std=form.get("std")
+    ),
+    body=body,
+  )
+  return "\n\n".join([text, *_layers(body)])
 
 
 def _body(
@@ -191,8 +302,8 @@ def _seeds(
     beside = [r for r in own if r["depth"] == depth]
     read = "x"
     if len(beside) > 1:
-      yield f"{slot} = x"
-      read = slot
+      read = "before"
+      yield f"{read} = x"
     for record in beside:
       yield from _seed(record, parameters, read)
 
@@ -221,13 +332,13 @@ def _seed(
 
 
 def _layers(network: str) -> list[str]:
-  """The text of the layers that a network needs, in the file's order."""
+  """The text of the layers that some text needs, in the file's order."""
   members = {
     name: inspect.getsource(member)
     for name, member in vars(plain_layers).items()
     if getattr(member, "__module__", "") == plain_layers.__name__
   }
-  needed, pending = set[str](), [network]
+  needed, pending = set[str](), [textwrap.dedent(network)]
   while pending:
     new = (_names(pending.pop()) & members.keys()) - needed
     needed |= new

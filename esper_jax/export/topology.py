@@ -22,7 +22,7 @@ def build(
   reads: Mapping[str, Any],
   classes: Sequence[str] = (),
   modules: Sequence[str] = (),
-  given: Host | None = None,
+  model: Host | None = None,
   before: Mapping[str, Any] | None = None,
 ) -> GrownNetwork:
   """Makes the network that is exported.
@@ -35,13 +35,13 @@ def build(
     classes: names of what the last axis of the output stands for, in order;
       empty where they have none.
     modules: that register blueprints of the run.
-    given: the host, where it is a user's.
+    model: the host, where it is a user's.
     before: see `folding.fold`.
 
   Raises:
     InputError: a user's model gives no single array.
   """
-  module = None if given else make_host(**host)
+  module = None if model else make_host(**host)
   folded = folding.fold(view, module, slots, before)
   topology = {
     "schema": SCHEMA,
@@ -56,7 +56,7 @@ def build(
     "merged": folded.merged,
     "modules": list(modules),
   }
-  network = GrownNetwork(topology, folded.variables, given)
+  network = GrownNetwork(topology, folded.variables, model)
   named = {"classes": list(classes)} if classes else {}
   topology["output"] = {**_output(network), **named}
   return network

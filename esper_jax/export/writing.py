@@ -1,10 +1,8 @@
 """Exports a run: every format, each checked, in a folder that is whole."""
 
 import hashlib
-import importlib.util
 import os
 import shutil
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,12 +11,11 @@ import flax
 import jax
 import numpy as np
 
-from esper_jax.export import plain, stablehlo, topology
+from esper_jax.export import plain, plain_running, stablehlo, topology
 from esper_jax.export.network import GrownNetwork, load_grown
 from esper_jax.hosts import naming
 from esper_jax.hosts.host import Host
 from esper_jax.hosts.registry import reads_tokens
-from esper_jax.knobs import GIVEN
 from esper_jax.oona import lineage
 from esper_jax.oona.jsonl import explain_write_errors
 from esper_jax.oona.jsonl import plain as plain_json
@@ -28,6 +25,7 @@ from esper_jax.oona.lineage import (
   MODULE,
   PROGRAM,
   REPORT,
+  SEEDS,
   TOPOLOGY,
   WEIGHTS,
 )
@@ -38,9 +36,6 @@ from esper_jax.tolaria.state import count_parameters, evaluation_view
 from esper_jax.types import InputError, RunFailedError
 from esper_jax.urza import dispatch
 
-# Largest difference of a logit, relative to the largest logit (or to 1): what
-# another order of the same sums may come to, in the dtype of the computation.
-TOLERANCE = {"float32": 1e-4, "bfloat16": 2**-4}
 _OTHER = (
   "{} is there already and holds something else than this export; give another"
   " folder"
@@ -196,7 +191,8 @@ def compare(
     "load_grown": lambda: jax.jit(load_grown(folder, model=model).__call__)(
       inputs
     ),
-    MODULE: lambda: _run_plain(folder / MODULE, inputs),
+    MODULE: lambda: plain_running.network(folder / MODULE, inputs),
+    SEEDS: lambda: plain_running.slots(folder / SEEDS, inputs, model),
     PROGRAM: lambda: stablehlo.run((folder / PROGRAM).read_bytes(), inputs),
   }
   there = {
@@ -208,23 +204,6 @@ def compare(
     name: float(np.abs(np.asarray(run(), np.float32) - expected).max())
     for name, run in there.items()
   }
-
-
-def _run_plain(path: Path, images: jax.Array) -> jax.Array:
-  spec = importlib.util.spec_from_file_location("grown_model", path)
-  assert spec is not None and spec.loader is not None
-  module = importlib.util.module_from_spec(spec)
-  before, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-  try:
-    spec.loader.exec_module(module)
-  finally:
-    sys.dont_write_bytecode = before
-  # As in a process of its own, whatever this one is strict about.
-  with (
-    jax.numpy_dtype_promotion("standard"),
-    jax.numpy_rank_promotion("allow"),
-  ):
-    return jax.jit(module.Network().apply)(module.load(), images)
 
 
 def _network(restored: Restored) -> GrownNetwork:
@@ -243,18 +222,13 @@ def _network(restored: Restored) -> GrownNetwork:
     reads=reads,
     classes=data.classes,
     modules=restored.modules,
-    given=_model(restored),
+    model=restored.model,
     before=parts.before.topology if parts.before else None,
   )
 
 
-def _model(restored: Restored) -> Host | None:
-  given = restored.host["name"] == GIVEN
-  return restored.parts.host if given else None
-
-
 def write_formats(folder: Path, network: GrownNetwork) -> dict[str, str]:
-  """Writes weights, topology, program and plain module.
+  """Writes weights, topology, program and plain modules.
 
   Args:
     folder: that exists.
@@ -270,11 +244,15 @@ def write_formats(folder: Path, network: GrownNetwork) -> dict[str, str]:
     (folder / PROGRAM).write_bytes(stablehlo.serialize(network))
   except InputError as error:
     refused[PROGRAM] = str(error)
-  try:
-    text = plain.source(network.topology, network.variables)
-    (folder / MODULE).write_text(text, encoding="utf-8")
-  except InputError as error:
-    refused[MODULE] = str(error)
+  modules = {MODULE: plain.source}
+  if network.model and network.model.module:
+    modules[SEEDS] = plain.slots_source
+  for name, source in modules.items():
+    try:
+      text = source(network.topology, network.variables)
+      (folder / name).write_text(text, encoding="utf-8")
+    except InputError as error:
+      refused[name] = str(error)
   return refused
 
 
@@ -289,8 +267,8 @@ def _report(
   images = batch.images[: batch.count]
   expected = _trained(restored, images)
   largest = float(np.abs(expected).max())
-  bound = TOLERANCE[network.topology["host"]["dtype"]] * max(1.0, largest)
-  differences = compare(folder, images, expected, _model(restored))
+  bound = stablehlo.tolerance(network, largest)
+  differences = compare(folder, images, expected, restored.model)
   for name, difference in differences.items():
     if not difference <= bound:  # NaN is refused too
       raise RunFailedError(

@@ -17,7 +17,14 @@ import jax.numpy as jnp
 from esper_jax.hosts import naming
 from esper_jax.hosts.host import Host, from_linen
 from esper_jax.kasmina import blueprints, surgery
-from esper_jax.kasmina.slot import Seed, Slot, contribution, own_key
+from esper_jax.kasmina.slot import (
+  Seed,
+  Slot,
+  contribution,
+  own_key,
+  seeds_at,
+  with_seeds_at,
+)
 from esper_jax.oona.lineage import TOPOLOGY, WEIGHTS
 from esper_jax.types import InputError, Path, PyTree, SlotSpec
 
@@ -84,14 +91,7 @@ def as_host(
   def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, dict[str, PyTree]]:
     params, others = base.init(key, x)
     variables = {"params": dict(params), **others}
-    for record in records:
-      seed = surgery.make_seed(
-        spec_of(record),
-        record["blueprint"],
-        key=own_key(key, record["name"]),
-        blend=record["blend"],
-      )
-      put(variables, record["name"], seed)
+    _draw(variables, records, key)
     return variables.pop("params"), variables
 
   def apply(
@@ -125,6 +125,125 @@ def as_host(
     return out, {name: new[name] for name in collections}, seeds
 
   return Host(init, apply)
+
+
+def with_seeds(
+  model: Host, shapes: Variables, records: Sequence[Record]
+) -> Host:
+  """Makes a host of a user's that has grown, to run it or to train it further.
+
+  Its parameters and collections are those of the export, as in `as_host`. Every
+  slot may grow, after the seeds that grew there before.
+
+  Args:
+    model: the host that grew.
+    shapes: of its variables, see `tolaria.given.shapes_of`.
+    records: of the seeds.
+  """
+
+  def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, dict[str, PyTree]]:
+    params, others = model.init(key, x)
+    variables = _by_name({"params": params, **others})
+    _draw(variables, records, key)
+    return variables.pop("params"), variables
+
+  def apply(
+    params: PyTree,
+    collections: Mapping[str, PyTree],
+    seeds: Mapping[str, Any],
+    x: jax.Array,
+    *,
+    train: bool,
+    key: jax.Array | None,
+  ) -> tuple[jax.Array, dict[str, PyTree], dict[str, Any]]:
+    variables = {"params": params, **collections}
+    view = united(variables, seeds, shapes, records)
+    out, new, after = model.apply(*view, x, train=train, key=key)
+    new = _by_name(new)
+    for record in records:
+      seed = seeds_at(after, record["slot"])[_key(record)]
+      put(new, record["name"], seed)
+    for slot in _slots(records):
+      own = seeds_at(after, slot)
+      newer = {
+        key: own[key].replace(depth=seed.depth)
+        for key, seed in seeds_at(seeds, slot).items()
+      }
+      after = with_seeds_at(after, slot, newer)
+    return out, {name: new[name] for name in collections}, after
+
+  return Host(init, apply)
+
+
+def united(
+  variables: Variables,
+  seeds: Mapping[str, Any],
+  shapes: Variables,
+  records: Sequence[Record],
+) -> tuple[PyTree, dict[str, PyTree], dict[str, Any]]:
+  """What the user's host itself takes for variables of `with_seeds`.
+
+  Args:
+    variables: collection -> module -> ..., of the network.
+    seeds: that were planted since.
+    shapes, records: see `with_seeds`.
+
+  Returns:
+    (params, collections, seeds): in their slots the seeds of the records are
+    first, with keys such as "0:dense": generation and key.
+  """
+  found = {
+    name: naming.flat(tree)
+    for name, tree in without_seeds(variables, records).items()
+  }
+  host = {
+    name: naming.from_named(tree, found.get(name, {}), "")
+    for name, tree in shapes.items()
+  }
+  for slot in _slots(records):
+    older = {
+      _key(record): seed_of(record, variables)
+      for record in records
+      if record["slot"] == slot
+    }
+    first = 1 + max(seed.depth for seed in older.values())
+    newer = {
+      key: seed.replace(depth=first + seed.depth)
+      for key, seed in seeds_at(seeds, slot).items()
+    }
+    seeds = with_seeds_at(seeds, slot, {**older, **newer})
+  return host.pop("params"), host, dict(seeds)
+
+
+def _slots(records: Sequence[Record]) -> tuple[Path, ...]:
+  return tuple(dict.fromkeys(record["slot"] for record in records))
+
+
+def _key(record: Record) -> str:
+  """Of a seed that grew before: no blueprint's name has a colon."""
+  return f"{record.get('generation', 0)}:{record['key']}"
+
+
+def _by_name(variables: Variables) -> dict[str, PyTree]:
+  """Variables of any structure as an export has them."""
+  return {
+    name: naming.nested(naming.to_named(tree, ""))
+    for name, tree in variables.items()
+  }
+
+
+def _draw(
+  variables: dict[str, Any], records: Sequence[Record], key: jax.Array
+) -> None:
+  """Puts drawn parameters of the seeds beside the host's, in place."""
+  for record in records:
+    seed = surgery.make_seed(
+      spec_of(record),
+      record["blueprint"],
+      key=own_key(key, record["name"]),
+      blend=record["blend"],
+    )
+    put(variables, record["name"], seed)
 
 
 def apply_records(

@@ -19,10 +19,12 @@ class Host(NamedTuple):
     apply: (params, collections, seeds, x, *, train, key) -> (logits float32
       [batch, classes], collections, seeds). `seeds` is the tree of planted
       seeds ({} when dormant); key is consumed by dropout.
+    module: the Linen module that it wraps, if it wraps one.
   """
 
   init: Callable[[jax.Array, jax.Array], tuple[PyTree, dict[str, PyTree]]]
   apply: Callable[..., tuple[jax.Array, dict[str, PyTree], dict[str, Any]]]
+  module: nn.Module | None = None
 
 
 def from_model(model: Any) -> Host:
@@ -83,4 +85,4 @@ def from_linen(module: nn.Module) -> Host:
     new = {name: updated.get(name, collections[name]) for name in collections}
     return logits, new, dict(updated.get("seeds", {}))
 
-  return Host(init, apply)
+  return Host(init, apply, module)

@@ -18,9 +18,9 @@ from esper_jax.types import InputError, Stage
 
 # What an export may have beside its lineage.
 WEIGHTS, TOPOLOGY = "weights.safetensors", "topology.json"
-MODULE, PROGRAM = "model.py", "network.stablehlo"
+MODULE, SEEDS, PROGRAM = "model.py", "seeds.py", "network.stablehlo"
 REPORT = "export.json"
-FILES = (WEIGHTS, TOPOLOGY, MODULE, PROGRAM, REPORT)
+FILES = (WEIGHTS, TOPOLOGY, MODULE, SEEDS, PROGRAM, REPORT)
 LINEAGE = "lineage.json"
 SCHEMA = 1
 _NOTHING = "0" * 64  # before the first entry

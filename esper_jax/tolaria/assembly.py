@@ -25,7 +25,7 @@ from esper_jax.tolaria import (
 from esper_jax.tolaria import objective as objectives
 from esper_jax.tolaria.given import NOTHING, Given, Start, check_variables
 from esper_jax.tolaria.growth_options import GrowthOptions, make_growth
-from esper_jax.tolaria.hosting import Before, Named
+from esper_jax.tolaria.hosting import Before
 from esper_jax.tolaria.layout import Layout, make_layout
 from esper_jax.tolaria.measure import EvalBatch, device_batches
 from esper_jax.tolaria.state import TrainState, init_state
@@ -127,7 +127,7 @@ def assemble(
   named = (
     hosting.named_host(config, data)
     if given.host is None
-    else Named(given.host, data, given.title)
+    else hosting.given_host(config, data, given.host, given.title)
   )
   host, data = named.host, named.data
   variables = given.variables if named.variables is None else named.variables

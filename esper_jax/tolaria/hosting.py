@@ -11,6 +11,7 @@ import numpy as np
 from flax.errors import NameInUseError
 from ml_collections import ConfigDict
 
+from esper_jax.data import augment
 from esper_jax.data.splits import Dataset
 from esper_jax.hosts import grown
 from esper_jax.hosts.host import Host, from_linen
@@ -24,6 +25,7 @@ from esper_jax.kasmina import surgery
 from esper_jax.kasmina.slot import with_seeds_at
 from esper_jax.knobs import GIVEN
 from esper_jax.tolaria import objective as objectives
+from esper_jax.tolaria.given import shapes_of
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.steps import StepOptions
 from esper_jax.types import InputError, PyTree, SlotTable
@@ -42,7 +44,7 @@ class Before(NamedTuple):
 
 
 class Named(NamedTuple):
-  """The host of a config.
+  """The host of a run.
 
   Attributes:
     host: two functions.
@@ -115,15 +117,76 @@ def named_host(config: ConfigDict, data: Dataset) -> Named:
   module = make_host(
     **arguments, slots=tuple({*growing, *holding}), dtype=dtype
   )
-  count = len(records) + len(topology["merged"])
   return Named(
     host=grown.as_host(module, records, growing),
     data=_normalized_as(data, topology["input"]),
-    title=f"{config.host.name} of {folder}"
-    f" ({count} {'seed' if count == 1 else 'seeds'} grown before)",
+    title=_title(config.host.name, folder, topology),
     variables=variables,
     before=Before(Path(folder), topology),
   )
+
+
+def given_host(
+  config: ConfigDict, data: Dataset, model: Host, title: str
+) -> Named:
+  """A user's host, with what grew in it where host.from says so.
+
+  Args:
+    config: validated.
+    data: as it was given.
+    model: the host.
+    title: of the model, for people.
+
+  Raises:
+    InputError: the network of host.from reads other examples, or tells other
+      classes apart.
+  """
+  folder = config.host["from"]
+  if not folder:
+    return Named(model, data, title)
+  topology, variables = grown.read(Path(folder))
+  _check_examples(topology, data, folder)
+  data = _normalized_as(data, topology["input"])
+  examples, dtype = data.train_images, jnp.dtype(dtype_of(config))
+  example = jax.eval_shape(
+    lambda x: augment.to_input(x, data.mean, data.std, dtype),
+    jax.ShapeDtypeStruct((1, *examples.shape[1:]), examples.dtype),
+  )
+  shapes = shapes_of(model, example)
+  return Named(
+    host=grown.with_seeds(model, shapes, topology["seeds"]),
+    data=data,
+    title=_title(title, folder, topology),
+    variables=variables,
+    before=Before(Path(folder), topology),
+  )
+
+
+def _title(name: str, folder: str, topology: Mapping[str, Any]) -> str:
+  count = len(topology["seeds"]) + len(topology["merged"])
+  seeds = "seed" if count == 1 else "seeds"
+  return f"{name} of {folder} ({count} {seeds} grown before)"
+
+
+def _check_examples(
+  topology: Mapping[str, Any], data: Dataset, folder: str
+) -> None:
+  """Refuses data that a user's grown model does not know."""
+  form, where = topology["input"], f"--config.host.from={folder}"
+  wanted = f"{form['dtype']} {form['shape'][1:]}"
+  found = f"{data.train_images.dtype} {list(data.train_images.shape[1:])}"
+  if found != wanted:
+    raise InputError(
+      f"{where} reads examples {wanted}, and the data has {found}"
+      f" ({data.source}); give data of that form"
+    )
+  classes = topology["output"].get("classes", [])
+  if classes and data.classes and classes != list(data.classes):
+    raise InputError(
+      f"{where} tells apart {', '.join(classes)}, and the data has"
+      f" {', '.join(data.classes)} ({data.source}); give the same classes, or"
+      " labels as numbers"
+    )
 
 
 def _check_kind(config: ConfigDict, data: Dataset) -> None:
@@ -148,8 +211,8 @@ def _check_topology(
   host, where = topology["host"], f"--config.host.from={folder}"
   if host["name"] == GIVEN:
     raise InputError(
-      f"{where} is a network of a model of yours ({host['title']}); only the"
-      f" project's own ({', '.join(host_names())}) can be gone on with"
+      f"{where} is a network of a model of yours ({host['title']}); in Python,"
+      f" go on with it by grow(load_grown('{folder}', model=...), ...)"
     )
   for name, value in arguments.items():
     there = host[name]

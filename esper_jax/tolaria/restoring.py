@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 from esper_jax import config as config_lib
 from esper_jax import defaults
 from esper_jax.control import never_grown
+from esper_jax.hosts.host import Host
 from esper_jax.knobs import GIVEN
 from esper_jax.tolaria import (
   assembly,
@@ -33,6 +34,7 @@ class Restored(NamedTuple):
     parts: what the run is made of, its policy aside.
     host: arguments of `hosts.registry.make_host`, slots left out; plain values.
       Of a host that was given: name ("given"), title and dtype.
+    model: the host that was given, before anything grew in it; else None.
     modules: that register blueprints of the run.
     seed: of the run.
     state: the training state.
@@ -47,6 +49,7 @@ class Restored(NamedTuple):
   status: str
   parts: Parts
   host: dict[str, Any]
+  model: Host | None
   modules: tuple[str, ...]
   seed: int
   state: TrainState
@@ -116,6 +119,7 @@ def restore(
     status=result.get("status", "unfinished"),
     parts=parts,
     host=host,
+    model=given.host,
     modules=tuple(config.urza.modules),
     seed=config.seed,
     state=state,

@@ -66,8 +66,8 @@ class Store:
     def check(old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
       config_lib.check_same(old, new, workdir=self.path)
       _check_data(self._work, data_sha256)
-      _check_start(self._work, start_sha256)
       _check_hash(self._work, self.hash)
+      _check_start(self._work, start_sha256)
 
     with contextlib.ExitStack() as stack:
       self._work = workdir.acquire(path)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from esper_jax.export import topology, writing
+from esper_jax.export import stablehlo, topology, writing
 from esper_jax.hosts import make_host
 from esper_jax.hosts.host import from_linen
 from esper_jax.kasmina import surgery
@@ -125,7 +125,7 @@ class Grown:
     writing.write_formats(folder, self.network())
     expected = self.logits(self.inputs(5))
     found = writing.compare(folder, self.inputs(5), expected)
-    bound = writing.TOLERANCE[str(self.dtype)] * max(1, abs(expected).max())
+    bound = stablehlo.TOLERANCE[str(self.dtype)] * max(1, abs(expected).max())
     return {name: difference / bound for name, difference in found.items()}
 
 

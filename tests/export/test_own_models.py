@@ -60,7 +60,7 @@ def network(own):
     {"name": "given", "title": "host", "dtype": "float32"},
     slots,
     reads=topology.examples(X.shape[1:], "float32"),
-    given=own,
+    model=own,
   )
   plain = own.apply(params, collections, {}, X, train=False, key=None)[0]
   grown = own.apply(*view, X, train=False, key=None)[0]
@@ -115,7 +115,7 @@ def test_a_model_that_gives_more_than_an_array_is_refused():
       {"name": "given", "title": "host", "dtype": "float32"},
       {},
       reads=topology.examples(X.shape[1:], "float32"),
-      given=Host(own.init, more),
+      model=Host(own.init, more),
     )
 
 

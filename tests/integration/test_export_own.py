@@ -134,7 +134,7 @@ def test_what_is_there_and_what_leads_to_it(place):
   report = json.loads((place / "out" / lineage.REPORT).read_text())
   assert report["checked_on"] == "cpu"
   differences = report["max_abs_difference"]
-  assert differences.keys() == {"load_grown", lineage.PROGRAM}
+  assert differences.keys() == {"load_grown", lineage.SEEDS, lineage.PROGRAM}
   assert max(differences.values()) <= report["tolerance"]
   topology = json.loads((place / "out" / lineage.TOPOLOGY).read_text())
   assert {s["slot"] for s in topology["seeds"]} == {"maps", "vector"}

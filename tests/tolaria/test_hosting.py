@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from esper_jax import InputError, load_grown
+from esper_jax import InputError, api, arguments, load_grown
 from esper_jax import config as config_lib
 from esper_jax.export import writing
 from esper_jax.oona import lineage
 from esper_jax.tolaria import assembly, hosting
+from esper_jax.tolaria.given import Given
 from esper_jax.tolaria.state import evaluation_view
 from esper_jax.tolaria.trainer import Trainer
 
@@ -88,6 +89,18 @@ def test_it_starts_where_the_network_was():
   assert np.array_equal(logits, load_grown(GROWN)(images))
   assert list(parts.growth.slots) == ["slot1"]
   assert "mlp of" in parts.title and "1 seed grown before" in parts.title
+
+
+def test_grow_takes_a_network_of_the_registry_as_its_model():
+  changes, given = {"data.train_limit": 64}, {}
+  arguments.take_model(load_grown(GROWN), None, changes, given)
+  arguments.take_data("digits", changes, given)
+  settings = api.make_config(changes)
+  data = assembly.load_data(settings)
+  parts = assembly.assemble(settings, data, Given(**given))
+  assert given == {"title": "mlp"}
+  assert parts.before.folder == GROWN
+  assert list(parts.growth.slots) == ["slot1"]
 
 
 def test_data_are_normalized_as_those_of_the_network(tmp_path):
@@ -254,8 +267,3 @@ def test_a_text_must_have_the_same_characters():
   topology["input"]["vocabulary"] = "abc"
   with pytest.raises(InputError, match="reads a text of 3 characters, and the"):
     hosting._check_topology(topology, arguments, data, "out")
-
-
-def test_a_given_model_goes_on_with_nothing():
-  with pytest.raises(InputError, match="host.from=.*takes its place"):
-    config(host__name="given")
