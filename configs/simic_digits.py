@@ -5,8 +5,8 @@ Command: .venv/bin/python -m esper_jax.simic train \\
 
 With ":smoke" appended: two iterations of each learner, to see that all runs.
 What each key means, and every default, is in the record of its section:
-training, population, kasmina, reward, network, imitation, ppo, evolution,
-tamiyo (see DEFAULTS in esper_jax/simic/assembly.py).
+training, population, kasmina, reward, network, imitation, monte_carlo, ppo,
+evolution, tamiyo (see DEFAULTS in esper_jax/simic/assembly.py).
 """
 
 from ml_collections import ConfigDict
@@ -21,6 +21,7 @@ def get_config(profile: str = "full") -> ConfigDict:
   config.training = ConfigDict({"seed": 0, "learner": "ppo"})
   if profile == "smoke":
     config.training.imitate = 1
+    config.training.explore = 1
     config.training.iterations = 2
     config.training.environments = 4
     config.training.held_out = 4
@@ -35,6 +36,9 @@ def get_config(profile: str = "full") -> ConfigDict:
       {"width": 8, "layers": 1, "heads": 1, "hidden": 8}
     )
     config.imitation = ConfigDict({"environments": 4, "steps": 2})
+    config.monte_carlo = ConfigDict(
+      {"environments": 4, "minibatches": 2, "passes": 1}
+    )
     config.ppo = ConfigDict({"environments": 4, "minibatches": 2, "passes": 1})
     config.evolution = ConfigDict({"pairs": 2, "environments": 2})
   return config

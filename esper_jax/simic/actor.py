@@ -1,6 +1,6 @@
 """What a learner needs to know of the network that decides.
 
-A learner sees eight functions and never the network: that is all that PPO, the
+A learner sees ten functions and never the network: that is all that PPO, the
 evolution strategy and imitation share, and what the tests replace with a
 smaller one.
 """
@@ -32,6 +32,9 @@ class Actor(NamedTuple):
     sample: (distribution, key) -> choice.
     mode: distribution -> the likeliest choice.
     log_prob: (distribution, choice) -> float32 [].
+    log_prob_moves: the same of the moves of seeds that live alone.
+    advantage: (distribution, choice) -> float32 []. What speaks for what
+      germinates, against staying, in logits; see `distribution.advantage`.
     entropy: distribution -> float32 [], nats, all heads together.
     decisions: (distribution, choice) -> Decisions.
     choice: (observation, Decisions) -> choice; the inverse, for imitation.
@@ -43,6 +46,8 @@ class Actor(NamedTuple):
   sample: Callable[[PyTree, jax.Array], PyTree]
   mode: Callable[[PyTree], PyTree]
   log_prob: Callable[[PyTree, PyTree], jax.Array]
+  log_prob_moves: Callable[[PyTree, PyTree], jax.Array]
+  advantage: Callable[[PyTree, PyTree], jax.Array]
   entropy: Callable[[PyTree], jax.Array]
   decisions: Callable[[PyTree, PyTree], Decisions]
   choice: Callable[[Observation, Decisions], PyTree]
@@ -127,6 +132,14 @@ def of_network(
     logits, observation = both
     return distribution.log_prob(logits, observation, choice, lanes=lanes)
 
+  def log_prob_moves(both, choice):
+    logits, observation = both
+    return distribution.log_prob_moves(logits, observation, choice, lanes=lanes)
+
+  def advantage(both, choice):
+    logits, observation = both
+    return distribution.advantage(logits, observation, choice, lanes=lanes)
+
   def entropy(both):
     logits, observation = both
     return distribution.entropy(logits, observation, draws=draws, lanes=lanes)
@@ -144,6 +157,8 @@ def of_network(
     sample=sample,
     mode=mode,
     log_prob=log_prob,
+    log_prob_moves=log_prob_moves,
+    advantage=advantage,
     entropy=entropy,
     decisions=decisions,
     choice=choice,

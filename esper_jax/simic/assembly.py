@@ -14,6 +14,7 @@ from esper_jax.simic import (
   evolution,
   hosts,
   imitation,
+  monte_carlo,
   ppo,
   training,
   worlds,
@@ -106,6 +107,7 @@ DEFAULTS: dict[str, Any] = {
   "reward": Prices(),
   "network": Sizes(),
   "imitation": imitation.Settings(),
+  "monte_carlo": monte_carlo.Settings(),
   "ppo": ppo.Settings(),
   "evolution": evolution.Settings(),
   "tamiyo": rules.Settings(warmup_epochs=1, plateau_delta=0.1),
@@ -222,7 +224,7 @@ def build(settings: Mapping[str, Any]) -> Parts:
 def phases(
   parts: Parts, settings: Mapping[str, Any]
 ) -> tuple[training.Phase, ...]:
-  """Makes the phases of a training run: imitation, then the learner."""
+  """Makes the phases of a training run: what begins it, then the learner."""
   own: training.Settings = settings["training"]
   basis = (parts.actor, parts.environment)
   out = []
@@ -232,6 +234,12 @@ def phases(
       *basis, teacher, parts.prices, settings["imitation"]
     )
     out.append(training.Phase("imitation", copying, own.imitate))
+  if own.explore:
+    numbers = settings["monte_carlo"]._replace(iterations=own.explore)
+    exploring = monte_carlo.learner(*basis, parts.others, parts.prices, numbers)
+    out.append(training.Phase("monte_carlo", exploring, own.explore))
+  if not own.iterations:
+    return tuple(out)
   if own.learner == "ppo":
     numbers = settings["ppo"]._replace(iterations=own.iterations)
     learner = ppo.learner(*basis, parts.prices, numbers)

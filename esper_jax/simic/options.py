@@ -16,12 +16,14 @@ from esper_jax.types import InputError
 _LEAST: dict[str, int] = {
   "training.environments": 1,
   "training.held_out": 2,
-  "training.iterations": 1,
   "training.test_every": 1,
   "training.checkpoint_every": 1,
   "ppo.environments": 1,
   "ppo.minibatches": 1,
   "ppo.passes": 1,
+  "monte_carlo.environments": 1,
+  "monte_carlo.minibatches": 1,
+  "monte_carlo.passes": 1,
   "evolution.pairs": 1,
   "evolution.environments": 1,
   "imitation.environments": 1,
@@ -39,9 +41,15 @@ _WORDS = {
   "population.host": ("mlp", "cnn"),
 }
 _ONE_OR_NONE = ("tamiyo.temperature",)
-_AT_MOST_ONE = ("ppo.discount", "ppo.trace", "ppo.moments_rate")
+_AT_MOST_ONE = (
+  *("ppo.discount", "ppo.trace", "ppo.moments_rate"),
+  *("monte_carlo.least", "monte_carlo.most", "monte_carlo.own"),
+)
 _ANY_SIGN = ("kasmina.training_gain_sigmas", "tamiyo.plateau_delta")
-_ABOVE_ZERO = ("evolution.deviation", "ppo.clip")
+_ABOVE_ZERO = (
+  *("evolution.deviation", "ppo.clip"),
+  *("monte_carlo.least", "monte_carlo.unit", "monte_carlo.scale"),
+)
 
 
 def read(
@@ -147,12 +155,28 @@ def _checked(key: str, value: Any, default: Any) -> Any:
 
 
 def _check_together(settings: Mapping[str, Any]) -> None:
-  ppo = settings.get("ppo")
-  if ppo is not None and ppo.environments % ppo.minibatches:
+  training = settings.get("training")
+  if training is not None and not (
+    training.imitate or training.explore or training.iterations
+  ):
     raise InputError(
-      f"--config.ppo.minibatches={ppo.minibatches}: must divide"
-      f" --config.ppo.environments={ppo.environments}"
+      "--config.training.iterations=0: nothing would be learned; give some, or"
+      " training.explore, or training.imitate"
     )
+  for name in ("ppo", "monte_carlo"):
+    own = settings.get(name)
+    if own is not None and own.environments % own.minibatches:
+      raise InputError(
+        f"--config.{name}.minibatches={own.minibatches}: must divide"
+        f" --config.{name}.environments={own.environments}"
+      )
+  coin = settings.get("monte_carlo")
+  if coin is not None and coin.most < coin.least:
+    raise InputError(
+      f"--config.monte_carlo.most={coin.most}: must be at least"
+      f" --config.monte_carlo.least={coin.least}"
+    )
+  ppo = settings.get("ppo")
   if ppo is not None and ppo.dense and ppo.discount < 1:
     raise InputError(
       f"--config.ppo.discount={ppo.discount}: must be 1 with"

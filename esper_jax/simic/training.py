@@ -31,9 +31,10 @@ class Settings(NamedTuple):
 
   Attributes:
     seed: every random draw of the run derives from it.
-    learner: "ppo" or "evolution": what follows imitation.
+    learner: "ppo" or "evolution": what follows.
     imitate: iterations that copy the heuristic first; 0 = none.
-    iterations: of the learner, at most.
+    explore: iterations of Monte Carlo control after them; 0 = none.
+    iterations: of the learner, at most; 0 = none.
     environments: in the training pool.
     held_out: environments of the tests.
     test_every: iterations between two tests.
@@ -44,11 +45,12 @@ class Settings(NamedTuple):
 
   seed: int = 0
   learner: str = "ppo"
-  imitate: int = 20
-  iterations: int = 300
-  environments: int = 512
-  held_out: int = 128
-  test_every: int = 10
+  imitate: int = 0
+  explore: int = 120
+  iterations: int = 0
+  environments: int = 2048
+  held_out: int = 256
+  test_every: int = 20
   patience: int = 10
   checkpoint_every: int = 10
 

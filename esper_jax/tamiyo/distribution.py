@@ -134,9 +134,34 @@ def log_prob(
     total += jnp.where(ended, over, log_p[index])
     ended |= growth < 0
     mask &= ~rivals[index]
+  return total + log_prob_moves(logits, observation, choice, lanes=lanes)
+
+
+def log_prob_moves(
+  logits: Logits, observation: Observation, choice: Choice, *, lanes: int = 1
+) -> jax.Array:
+  """Computes the log-probability of the moves, given growth; see `log_prob`."""
   log_p = _log_softmax(logits.moves, _moves_given(observation, choice, lanes))
   rows = jnp.arange(choice.moves.shape[0])
-  return total + log_p[rows, choice.moves].sum()
+  return log_p[rows, choice.moves].sum()
+
+
+def advantage(
+  logits: Logits, observation: Observation, choice: Choice, *, lanes: int = 1
+) -> jax.Array:
+  """Sums what speaks for each germination, against staying.
+
+  Of a pair: its logit, less that of staying, and the logarithm of how many
+  pairs are open. So where this is 0 for all of them, to grow is as likely as
+  to stay, however many pairs share that probability.
+
+  Returns:
+    float32 []; 0 where nothing germinates.
+  """
+  count = jnp.maximum(open_pairs(observation, lanes).sum(), 1)
+  own = logits.germinate.ravel()[jnp.maximum(choice.growth, 0)]
+  own = own - logits.stay + jnp.log(count.astype(jnp.float32))
+  return jnp.where(choice.growth >= 0, own, 0.0).sum()
 
 
 def entropy(

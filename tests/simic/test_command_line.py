@@ -68,7 +68,7 @@ def test_a_policy_is_trained_published_and_compared(capsys, tmp_path):
   assert "held out: return" in said
   result = json.loads((run / "result.json").read_text())
   assert result["status"] == "completed"
-  assert result["iterations"] == 3
+  assert result["iterations"] == 4
   assert (run / POLICY).stat().st_size < 1 << 20
   compare = (
     "evaluate",

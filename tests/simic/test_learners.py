@@ -1,13 +1,13 @@
-"""The learners beside PPO: evolution and imitation."""
+"""The learners beside PPO: evolution, imitation and Monte Carlo control."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from esper_jax.simic import evolution, imitation, rollout
+from esper_jax.simic import evolution, imitation, monte_carlo, rollout
 from esper_jax.simic.learning import examine
 from esper_jax.simic.reward import Prices, returns
-from esper_jax.tamiyo import policy
+from esper_jax.tamiyo import policy, rules
 from tests.simic import toy
 
 PRICES = Prices(parameters=0.01, flops=0.01)
@@ -77,3 +77,56 @@ def test_imitation_copies_its_teacher():
   assert figures["loss/agreement"] > 0.95
   assert same > 0.95
   np.testing.assert_allclose(copied, earned, atol=0.02)
+
+
+def test_monte_carlo_control_learns_what_a_germination_is_worth():
+  free = Prices(0.0, 0.0)
+  pool = toy.trials()
+  settings = monte_carlo.Settings(
+    iterations=12, environments=64, learning_rate=0.1, least=0.1, most=0.3
+  )
+  coin = rules.Settings(warmup_epochs=0, max_adaptations_per_epoch=1)
+  learner = monte_carlo.learner(
+    toy.ACTOR, toy.ENVIRONMENT, coin, free, settings
+  )
+  update = toy.fast_jit(learner.update)
+  key = jax.random.key(1)
+  state = learner.init(toy.ACTOR.init(key), key)
+  for _ in range(settings.iterations):
+    state, figures = update(state, pool)
+  assert int(state.iteration) == settings.iterations
+  assert figures["loss/surprise"] < 0.1  # the moves are the shepherd's
+
+  @toy.fast_jit
+  def use(params):
+    earned, played = examine(toy.ACTOR, toy.ENVIRONMENT, params, pool, free)
+    _, start = jax.vmap(toy.ENVIRONMENT.reset)(pool.keys)
+    place, _, _ = jax.vmap(lambda o: toy.ACTOR.apply(params, o)[0])(start)
+    return earned, settings.scale * settings.unit * (place - place[:, -1:])
+
+  earned, worth = use(learner.params(state))
+  assert earned.mean() > 0.9 * toy.GAIN
+  # At the start, of the nine pairs, "good" in the right row, and no other.
+  assert worth[:, :-1].max(axis=1).min() > 0.02
+  rows = worth[:, :-1].reshape(-1, toy.ROWS, toy.BLUEPRINTS)
+  assert (rows[:, :, toy.GOOD].max(axis=1) == rows.max(axis=(1, 2))).all()
+
+
+def test_monte_carlo_control_lets_the_network_play_more_and_more():
+  pool = toy.trials()
+  settings = monte_carlo.Settings(
+    iterations=1, environments=64, passes=1, own=1.0
+  )
+  coin = rules.Settings(warmup_epochs=0, max_adaptations_per_epoch=1)
+  learner = monte_carlo.learner(
+    toy.ACTOR, toy.ENVIRONMENT, coin, PRICES, settings
+  )
+  key = jax.random.key(1)
+  state = learner.init(toy.ACTOR.init(key), key)
+  never = state.params | {"stay": state.params["stay"] + 100.0}
+  update = toy.fast_jit(learner.update)
+  _, first = update(state.replace(params=never), pool)
+  done = state.replace(params=never, iteration=jnp.int32(1))
+  _, last = update(done, pool)
+  assert first["germinated"] > 0.3  # the coin's
+  assert last["germinated"] == 0.0  # the network's

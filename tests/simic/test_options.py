@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from esper_jax.simic import assembly, options, ppo, training
+from esper_jax.simic import assembly, monte_carlo, options, ppo, training
 from esper_jax.types import InputError
 
 
@@ -17,6 +17,7 @@ class Host(NamedTuple):
 DEFAULTS = {
   "training": training.Settings(),
   "ppo": ppo.Settings(),
+  "monte_carlo": monte_carlo.Settings(),
   "host": Host(),
 }
 
@@ -53,12 +54,42 @@ def test_values_take_the_type_of_the_default():
     ("training.learner=sarsa", "must be one of ppo, evolution"),
     ("ppo.discount=0.9", "must be 1 with --config.ppo.dense=True"),
     ("ppo.minibatches=3", "must divide --config.ppo.environments=64"),
+    (
+      "monte_carlo.minibatches=3",
+      "divide --config.monte_carlo.environments=256",
+    ),
+    ("monte_carlo.most=0.01", "at least --config.monte_carlo.least=0.03"),
+    ("monte_carlo.own=2", "must be at most 1"),
+    ("monte_carlo.least=0", "must be above 0"),
   ],
 )
 def test_a_bad_value_is_one_line_that_says_what_is_valid(override, says):
   with pytest.raises(InputError, match=says) as caught:
     _read(override)
   assert "\n" not in str(caught.value)
+
+
+def test_something_must_be_learned():
+  none = ("training.explore=0", "training.iterations=0")
+  with pytest.raises(InputError, match="nothing would be learned"):
+    _read(*none)
+  assert _read(*none, "training.imitate=1")["training"].imitate == 1
+
+
+def test_the_phases_are_those_that_have_iterations():
+  def names(*overrides):
+    settings = options.read(
+      {}, ("population.steps=1", *overrides), assembly.DEFAULTS
+    )
+    parts = assembly.build(settings)
+    return [phase.name for phase in assembly.phases(parts, settings)]
+
+  every = ("training.imitate=1", "training.explore=1", "training.iterations=1")
+  assert names(*every) == ["imitation", "monte_carlo", "ppo"]
+  assert names("training.iterations=0") == ["monte_carlo"]
+  assert names("training.explore=0", "training.learner=evolution") == [
+    "evolution"
+  ]
 
 
 def test_a_section_must_be_one():

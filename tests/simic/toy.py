@@ -240,9 +240,17 @@ def _mode(distribution):
 
 
 def _log_prob(distribution, choice):
-  place, move, _ = distribution
-  own = jnp.take_along_axis(move, choice.move[:, None], axis=1)
-  return place[choice.place] + own.sum()
+  return distribution[0][choice.place] + _log_prob_moves(distribution, choice)
+
+
+def _log_prob_moves(distribution, choice):
+  return jnp.take_along_axis(
+    distribution[1], choice.move[:, None], axis=1
+  ).sum()
+
+
+def _advantage(distribution, choice):
+  return distribution[0][choice.place] - distribution[0][-1]
 
 
 def _entropy(distribution):
@@ -276,7 +284,16 @@ def _choice(o, decisions):
 
 
 ACTOR = Actor(
-  _init, _apply, _sample, _mode, _log_prob, _entropy, _decisions, _choice
+  init=_init,
+  apply=_apply,
+  sample=_sample,
+  mode=_mode,
+  log_prob=_log_prob,
+  log_prob_moves=_log_prob_moves,
+  advantage=_advantage,
+  entropy=_entropy,
+  decisions=_decisions,
+  choice=_choice,
 )
 
 
