@@ -1,11 +1,11 @@
 """Images of yours, in a folder per class: a small ResNet that grows.
 
-Command: python main.py --config=configs/folder.py \\
+Command: .venv/bin/python main.py --config=configs/folder.py \\
     --config.data.source=folder:PATH
 
 PATH/CLASS/*.png, or PATH/train/CLASS/... with test/; sizes and classes are
 found there. Sizes that differ: --config.data.image_size=32. It needs Pillow:
-pip install -e '.[images]'.
+.venv/bin/pip install -e '.[images]'.
 
 Profiles:
   :gpu    (default) the same as :cpu; no accelerator is needed
