@@ -60,7 +60,7 @@ class Settings(NamedTuple):
     move_weight: of the moves' surprise, against the squared error.
   """
 
-  iterations: int = 120
+  iterations: int = 60
   environments: int = 256
   minibatches: int = 4
   passes: int = 8
@@ -69,7 +69,7 @@ class Settings(NamedTuple):
   max_gradient: float = 10.0
   least: float = 0.03
   most: float = 0.3
-  own: float = 0.7
+  own: float = 0.5
   scale: float = 0.25
   unit: float = 0.02
   move_weight: float = 0.1

@@ -46,11 +46,11 @@ class Settings(NamedTuple):
   seed: int = 0
   learner: str = "ppo"
   imitate: int = 0
-  explore: int = 120
+  explore: int = 60
   iterations: int = 0
   environments: int = 2048
   held_out: int = 256
-  test_every: int = 20
+  test_every: int = 10
   patience: int = 10
   checkpoint_every: int = 10
 
