@@ -87,9 +87,8 @@ def test_the_phases_are_those_that_have_iterations():
   every = ("training.imitate=1", "training.explore=1", "training.iterations=1")
   assert names(*every) == ["imitation", "monte_carlo", "ppo"]
   assert names("training.iterations=0") == ["monte_carlo"]
-  assert names("training.explore=0", "training.learner=evolution") == [
-    "evolution"
-  ]
+  others = ("training.iterations=1", "training.learner=evolution")
+  assert names("training.explore=0", *others) == ["evolution"]
 
 
 def test_a_section_must_be_one():

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -82,7 +83,7 @@ def test_it_starts_where_the_network_was():
   settings = config()
   parts = assembly.assemble(settings, assembly.load_data(settings))
   state = assembly.new_state(settings, parts)
-  images = parts.data.validation_images
+  images = jnp.asarray(parts.data.validation_images)
   x = parts.steps.preprocess(images, None)
   view = evaluation_view(state)
   logits = parts.host.apply(*view, x, train=False, key=None)[0]
