@@ -6,7 +6,7 @@ that name beside those of the host (see `hosts.naming`).
 """
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -88,12 +88,6 @@ def as_host(
   """
   base = from_linen(module)
 
-  def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, dict[str, PyTree]]:
-    params, others = base.init(key, x)
-    variables = {"params": dict(params), **others}
-    _draw(variables, records, key)
-    return variables.pop("params"), variables
-
   def apply(
     params: PyTree,
     collections: Mapping[str, PyTree],
@@ -124,7 +118,7 @@ def as_host(
       new[naming.SEED_STATE] = {**collections[naming.SEED_STATE], **states}
     return out, {name: new[name] for name in collections}, seeds
 
-  return Host(init, apply)
+  return Host(_drawn(base, records), apply)
 
 
 def with_seeds(
@@ -140,12 +134,6 @@ def with_seeds(
     shapes: of its variables, see `tolaria.given.shapes_of`.
     records: of the seeds.
   """
-
-  def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, dict[str, PyTree]]:
-    params, others = model.init(key, x)
-    variables = _by_name({"params": params, **others})
-    _draw(variables, records, key)
-    return variables.pop("params"), variables
 
   def apply(
     params: PyTree,
@@ -172,7 +160,7 @@ def with_seeds(
       after = with_seeds_at(after, slot, newer)
     return out, {name: new[name] for name in collections}, after
 
-  return Host(init, apply)
+  return Host(_drawn(model, records), apply)
 
 
 def united(
@@ -232,18 +220,25 @@ def _by_name(variables: Variables) -> dict[str, PyTree]:
   }
 
 
-def _draw(
-  variables: dict[str, Any], records: Sequence[Record], key: jax.Array
-) -> None:
-  """Puts drawn parameters of the seeds beside the host's, in place."""
-  for record in records:
-    seed = surgery.make_seed(
-      spec_of(record),
-      record["blueprint"],
-      key=own_key(key, record["name"]),
-      blend=record["blend"],
-    )
-    put(variables, record["name"], seed)
+def _drawn(
+  base: Host, records: Sequence[Record]
+) -> Callable[[jax.Array, jax.Array], tuple[PyTree, dict[str, PyTree]]]:
+  """Makes the `init` of a host with drawn parameters of the seeds beside it."""
+
+  def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, dict[str, PyTree]]:
+    params, others = base.init(key, x)
+    variables = _by_name({"params": params, **others})
+    for record in records:
+      seed = surgery.make_seed(
+        spec_of(record),
+        record["blueprint"],
+        key=own_key(key, record["name"]),
+        blend=record["blend"],
+      )
+      put(variables, record["name"], seed)
+    return variables.pop("params"), variables
+
+  return init
 
 
 def apply_records(
