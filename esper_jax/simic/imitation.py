@@ -16,12 +16,13 @@ from esper_jax.simic.actor import Actor
 from esper_jax.simic.learning import (
   Learner,
   Moments,
+  descend,
   draw,
   follow,
   no_moments,
   spread,
 )
-from esper_jax.simic.reward import Prices, returns, standing
+from esper_jax.simic.reward import Prices, coming, returns
 from esper_jax.simic.rollout import Trials
 from esper_jax.tamiyo.policy import Policy
 from esper_jax.tolaria.optimizers import with_own_promotion
@@ -121,22 +122,16 @@ def learner(
       shown.observation, shown.decisions
     )
     earned = returns(shown.outcome, drawn.still, prices)
-    # What is still to come, as the value of a learner that is paid densely.
-    ahead = standing(shown.outcome, drawn.still, prices)
-    start = jnp.zeros_like(ahead[:, :1])
-    coming = earned[:, None] - jnp.concatenate([start, ahead[:, :-1]], axis=1)
-    moments = follow(state.moments, coming, settings.moments_rate)
+    # As the value of a learner that is paid densely.
+    ahead = coming(shown.outcome, drawn.still, prices)
+    moments = follow(state.moments, ahead, settings.moments_rate)
     mean, deviation = spread(moments)
-    target = (coming - mean) / deviation
+    target = (ahead - mean) / deviation
     free = rollout.free(shown.observation)
 
     def step(carry, _):
-      params, optimizer = carry
-      (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(
-        params, shown.observation, choice, target, free
-      )
-      change, optimizer = adam.update(gradient, optimizer, params)
-      return (optax.apply_updates(params, change), optimizer), parts
+      batch = (shown.observation, choice, target, free)
+      return descend(loss, adam, carry, *batch)
 
     (params, optimizer), parts = jax.lax.scan(
       step, (state.params, state.optimizer), None, length=settings.steps

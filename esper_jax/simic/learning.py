@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 from flax import struct
 
 from esper_jax.simic import actor as acting
@@ -81,6 +82,49 @@ def draw(pool: Trials, key: jax.Array, count: int) -> Trials:
   size = pool.keys.shape[0]
   index = jax.random.choice(key, size, (count,), replace=count > size)
   return pool.take(index)
+
+
+def minibatches(
+  key: jax.Array, size: int, *, passes: int, parts: int
+) -> jax.Array:
+  """Draws in which parts the episodes are learned from, each pass anew.
+
+  Args:
+    key: of the draws.
+    size: episodes; parts must divide it.
+    passes: over all of them.
+    parts: of a pass.
+
+  Returns:
+    int32 [passes * parts, size / parts]: indices of episodes.
+  """
+  orders = jax.vmap(lambda key: jax.random.permutation(key, size))(
+    jax.random.split(key, passes)
+  )
+  return orders.reshape(-1, size // parts)
+
+
+def descend(
+  loss: Callable[..., tuple[jax.Array, Any]],
+  optimizer: optax.GradientTransformation,
+  state: tuple[PyTree, PyTree],
+  *batch: PyTree,
+) -> tuple[tuple[PyTree, PyTree], Any]:
+  """Takes a step down a loss.
+
+  Args:
+    loss: (parameters, *batch) -> (float32 [], its parts).
+    optimizer: gives the step.
+    state: (parameters, the optimizer's state).
+    *batch: what the loss is of.
+
+  Returns:
+    (the new state, the parts before the step).
+  """
+  params, own = state
+  (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(params, *batch)
+  change, own = optimizer.update(gradient, own, params)
+  return (optax.apply_updates(params, change), own), parts
 
 
 def examine(

@@ -19,8 +19,8 @@ nothing where the next epoch grows all the same, so a policy that grows does
 not learn where to leave a network alone. Among the coin's episodes are those
 in which it stayed to the end.
 
-The moves of seeds that live are those of the coin, which are every rule's
-(`tamiyo.shepherd`); the network copies them.
+The network copies the moves of seeds that live: in the coin's episodes those of
+every rule (`tamiyo.shepherd`), in its own its own.
 """
 
 from typing import Any, NamedTuple
@@ -32,8 +32,8 @@ from flax import struct
 
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import Actor, drawing
-from esper_jax.simic.learning import Learner, draw
-from esper_jax.simic.reward import Prices, returns, standing
+from esper_jax.simic.learning import Learner, descend, draw, minibatches
+from esper_jax.simic.reward import Prices, coming, returns
 from esper_jax.simic.rollout import Trials
 from esper_jax.tamiyo import policy, rules
 from esper_jax.tolaria.optimizers import with_own_promotion
@@ -145,7 +145,7 @@ def learner(
     first, rest = jax.random.split(rest)
     return rollout.play(environment, decide, player.init(first), key, rest)
 
-  def loss(params, observation, choice, coming, free):
+  def loss(params, observation, choice, ahead, free):
     def one(observation, choice):
       distribution, value = actor.apply(params, observation)
       worth = value + settings.scale * actor.advantage(distribution, choice)
@@ -153,7 +153,7 @@ def learner(
 
     worth, log_prob = jax.vmap(jax.vmap(one))(observation, choice)
     parts = {
-      "error": ((worth - coming) ** 2).mean(),
+      "error": ((worth - ahead) ** 2).mean(),
       "surprise": -(log_prob * free).sum() / jnp.maximum(free.sum(), 1.0),
     }
     return parts["error"] + settings.move_weight * parts["surprise"], parts
@@ -171,35 +171,27 @@ def learner(
     choice = jax.vmap(jax.vmap(actor.choice))(
       shown.observation, shown.decisions
     )
-    earned = returns(shown.outcome, drawn.still, prices)
-    ahead = standing(shown.outcome, drawn.still, prices)
-    before = jnp.concatenate(
-      [jnp.zeros_like(ahead[:, :1]), ahead[:, :-1]], axis=1
-    )
-    coming = (earned[:, None] - before) / settings.unit
+    ahead = coming(shown.outcome, drawn.still, prices) / settings.unit
     free = rollout.free(shown.observation)
-    batch = (shown.observation, choice, coming, free)
+    batch = (shown.observation, choice, ahead, free)
 
     def step(carry, index):
-      params, optimizer = carry
       part = jax.tree.map(lambda leaf: leaf[index], batch)
-      (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(
-        params, *part
-      )
-      change, optimizer = adam.update(gradient, optimizer, params)
-      return (optax.apply_updates(params, change), optimizer), parts
+      return descend(loss, adam, carry, *part)
 
-    size = settings.environments // settings.minibatches
-    orders = jax.vmap(
-      lambda key: jax.random.permutation(key, settings.environments)
-    )(jax.random.split(shuffling, settings.passes))
+    order = minibatches(
+      shuffling,
+      settings.environments,
+      passes=settings.passes,
+      parts=settings.minibatches,
+    )
     (params, optimizer), parts = jax.lax.scan(
-      step, (state.params, state.optimizer), orders.reshape(-1, size)
+      step, (state.params, state.optimizer), order
     )
     figures = rollout.decision_statistics(shown) | {
       f"loss/{name}": part[-1] for name, part in parts.items()
     }
-    figures["return"] = earned.mean()
+    figures["return"] = returns(shown.outcome, drawn.still, prices).mean()
     return State(params, optimizer, key, state.iteration + 1), figures
 
   return Learner(init, update, lambda state: state.params)

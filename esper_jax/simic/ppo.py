@@ -21,6 +21,7 @@ from esper_jax.simic.learning import (
   Moments,
   draw,
   follow,
+  minibatches,
   no_moments,
   spread,
 )
@@ -319,17 +320,19 @@ def learner(
       )
       return (params, optimizer, go, steps + go.astype(jnp.float32), parts), ()
 
-    size = settings.environments // settings.minibatches
-    orders = jax.vmap(
-      lambda key: jax.random.permutation(key, settings.environments)
-    )(jax.random.split(shuffling, settings.passes))
+    order = minibatches(
+      shuffling,
+      settings.environments,
+      passes=settings.passes,
+      parts=settings.minibatches,
+    )
     zero = jnp.zeros((), jnp.float32)
     nothing = dict.fromkeys(
       ("policy", "value", "entropy", "kl", "clipped"), zero
     )
     carry = (state.params, state.optimizer, jnp.asarray(True), zero, nothing)
     (params, optimizer, _, steps, parts), _ = jax.lax.scan(
-      minibatch, carry, orders.reshape(-1, size)
+      minibatch, carry, order
     )
     figures |= {f"loss/{name}": part for name, part in parts.items()}
     figures["updates"] = steps / math.prod(

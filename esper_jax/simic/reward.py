@@ -77,6 +77,23 @@ def rewards(
   return ahead * last
 
 
+def coming(outcome: Any, still: Any, prices: Prices) -> jax.Array:
+  """Gives what each epoch's decision has still to earn of the return.
+
+  Args:
+    outcome: see `standing`.
+    still: see `standing`.
+    prices: see `standing`.
+
+  Returns:
+    float32 [..., epochs]: the return, less the standing before that epoch.
+  """
+  ahead = standing(outcome, still, prices)
+  start = jnp.zeros_like(ahead[..., :1])
+  before = jnp.concatenate([start, ahead[..., :-1]], axis=-1)
+  return ahead[..., -1:] - before
+
+
 def returns(outcome: Any, still: Any, prices: Prices) -> jax.Array:
   """Gives each episode's return, float32 [...]: the standing at its end."""
   return standing(outcome, still, prices)[..., -1]

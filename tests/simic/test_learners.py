@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from esper_jax.simic import evolution, imitation, monte_carlo, rollout
-from esper_jax.simic.learning import examine
+from esper_jax.simic.learning import examine, minibatches
 from esper_jax.simic.reward import Prices, returns
 from esper_jax.tamiyo import policy, rules
 from tests.simic import toy
@@ -130,3 +130,11 @@ def test_monte_carlo_control_lets_the_network_play_more_and_more():
   _, last = update(done, pool)
   assert first["germinated"] > 0.3  # the coin's
   assert last["germinated"] == 0.0  # the network's
+
+
+def test_each_pass_has_every_episode_once():
+  order = minibatches(jax.random.key(0), 12, passes=3, parts=4)
+  assert order.shape == (12, 3)
+  passes = np.asarray(order).reshape(3, 12)
+  np.testing.assert_array_equal(np.sort(passes), [range(12)] * 3)
+  assert (passes[0] != passes[1]).any()

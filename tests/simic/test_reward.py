@@ -6,7 +6,7 @@ import numpy as np
 
 from esper_jax.simic import rollout
 from esper_jax.simic.records import Outcome
-from esper_jax.simic.reward import Prices, returns, rewards, standing
+from esper_jax.simic.reward import Prices, coming, returns, rewards, standing
 from tests.simic import hacks, toy
 
 PRICES = Prices(parameters=0.01, flops=0.02)
@@ -45,6 +45,13 @@ def test_dense_credit_adds_up_to_the_return():
   final = rewards(GROWN, STILL, PRICES, dense=False)
   np.testing.assert_allclose(dense, [0.0, -0.12, 0.28], atol=1e-6)
   np.testing.assert_allclose(final, [0.0, 0.0, 0.16], atol=1e-6)
+
+
+def test_what_is_still_to_come_is_the_dense_credit_ahead():
+  got = coming(GROWN, STILL, PRICES)
+  np.testing.assert_allclose(got, [0.16, 0.16, 0.28], atol=1e-6)
+  dense = np.asarray(rewards(GROWN, STILL, PRICES, dense=True))
+  np.testing.assert_allclose(got, dense[::-1].cumsum()[::-1], atol=1e-6)
 
 
 def test_doing_nothing_earns_exactly_nothing():
