@@ -12,7 +12,7 @@ from esper_jax import config as config_lib
 from esper_jax import config_file, defaults, hosts, knobs
 from esper_jax.data import augment, datasets, text
 from esper_jax.hosts.norms import NORMS
-from esper_jax.kasmina import initializers, records, slot, surgery
+from esper_jax.kasmina import initializers, rules, slot, surgery
 from esper_jax.knobs import KNOBS
 from esper_jax.tamiyo import policy
 from esper_jax.tolaria import optimizers
@@ -85,7 +85,7 @@ def test_words_that_a_config_may_use_are_those_of_the_packages():
     "optimizer.newborn": surgery.NEWBORN,
     "kasmina.initializer": initializers.NAMES,
     "kasmina.blend": slot.BLEND_MODES,
-    "kasmina.alpha_curve": records.CURVES,
+    "kasmina.alpha_curve": rules.CURVES,
     "tamiyo.policy": policy.names(),
     "urza.require": dispatch.REQUIREMENTS,
   }.items():

@@ -44,7 +44,6 @@ from esper_jax.kasmina.gates import (
   FRESH_EPOCHS,
   bit,
   columns_of,
-  earliest_fossil,
   gate,
   held,
   is_in,
@@ -53,16 +52,15 @@ from esper_jax.kasmina.gates import (
   refusals,
 )
 from esper_jax.kasmina.records import (
-  CURVES,
   REASONS,
   Reason,
-  Rules,
   Signals,
   SlotState,
   alpha_at,
   initial,
   texts,
 )
+from esper_jax.kasmina.rules import CURVES, Rules, earliest_fossil
 from esper_jax.types import LIVE_STAGES, Action, Stage
 
 __all__ = [

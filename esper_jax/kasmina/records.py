@@ -11,20 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from esper_jax.kasmina.rules import CURVES, Rules
+from esper_jax.kasmina.rules import CURVES
 from esper_jax.types import InputError, Stage
-
-__all__ = [
-  "CURVES",
-  "REASONS",
-  "Reason",
-  "Rules",
-  "Signals",
-  "SlotState",
-  "alpha_at",
-  "initial",
-  "texts",
-]
 
 
 class Reason(enum.IntFlag):

@@ -3,8 +3,10 @@
 See `kasmina.lifecycle` for what rows, boundaries and epochs mean.
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+_SECTIONS = ("tamiyo", "kasmina", "tezzeret")  # of a config: they have rules
 CURVES = ("linear", "cosine", "sigmoid")
 
 
@@ -49,6 +51,22 @@ class Rules(NamedTuple):
   training_gain_sigmas: float
   gain_sigmas: float
   max_gradient_ratio: float
+
+
+def of_config(flat: Mapping[str, Any], epochs: int) -> Rules:
+  """What a config says of the lifecycle.
+
+  Args:
+    flat: "section.key" -> value.
+    epochs: of the run.
+  """
+  fields = {
+    name: flat[f"{section}.{name}"]
+    for section in _SECTIONS
+    for name in Rules._fields
+    if f"{section}.{name}" in flat
+  }
+  return Rules(**fields, epochs=epochs)
 
 
 def earliest_fossil(epoch: Any, rules: Rules) -> Any:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from esper_jax.data import augment, datasets
-from esper_jax.kasmina.records import Rules
+from esper_jax.kasmina.rules import Rules
 from esper_jax.simic import (
   actor,
   environment,

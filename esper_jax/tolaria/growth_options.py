@@ -7,7 +7,8 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from esper_jax.kasmina import blueprints, lifecycle
+from esper_jax.config import flatten
+from esper_jax.kasmina import blueprints, lifecycle, rules
 from esper_jax.tamiyo.replay import Plan
 from esper_jax.types import InputError, Path, SlotSpec, SlotTable
 
@@ -120,9 +121,7 @@ def make_growth(
 
 def make_rules(config: ConfigDict, epochs: int) -> lifecycle.Rules:
   """What a config says of the lifecycle, for a run of so many epochs."""
-  sections = {**config.tamiyo, **config.kasmina, **config.tezzeret}
-  fields = {n: sections[n] for n in lifecycle.Rules._fields if n in sections}
-  return lifecycle.Rules(**fields, epochs=epochs)
+  return rules.of_config(flatten(config), epochs)
 
 
 def _parameters(spec: SlotSpec) -> dict[str, int]:

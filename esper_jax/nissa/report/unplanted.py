@@ -2,9 +2,8 @@
 
 import math
 from collections.abc import Callable
-from typing import Any
 
-from esper_jax.kasmina.rules import Rules, last_planting
+from esper_jax.kasmina.rules import last_planting, of_config
 from esper_jax.knobs import GIVEN
 from esper_jax.nissa.report.record import Run
 
@@ -52,12 +51,7 @@ def _reason(run: Run) -> str:
 
 def _boundaries(run: Run) -> list[int]:
   """Epochs after which the policy was asked and a whole life still fitted."""
-  numbers: dict[str, Any] = {}
-  for section in ("tamiyo", "kasmina", "tezzeret"):
-    for name in Rules._fields:
-      if f"{section}.{name}" in run.config:
-        numbers[name] = run.config[f"{section}.{name}"]
-  rules = Rules(**numbers, epochs=run.epochs)
+  rules = of_config(run.config, run.epochs)
   every = rules.adaptation_frequency
   return list(range(every, last_planting(rules) + 1, every))
 
