@@ -39,8 +39,9 @@ def train(path: Path, keep: Path | None = None, **changes):
 
   def hook(trainer, metrics):
     several = trainer.parts.layout is not None
-    if metrics.epoch == 5 and several and keep and not keep.exists():
-      shutil.copytree(path, keep)  # the last checkpoint is of epoch 4
+    if metrics.epoch == 4 and several and keep and not keep.exists():
+      trainer._store.wait()  # files of a save under way come and go
+      shutil.copytree(path, keep)
 
   trainer = Trainer(small_config(**changes), path, callbacks=[hook])
   assert trainer.train()["status"] == "completed"
