@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+from esper_jax import commands, defaults
 from esper_jax import config as config_lib
-from esper_jax import defaults
 from esper_jax.knobs import FREE_KEYS, KNOBS
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -76,7 +76,7 @@ def main(argv: list[str]) -> int:
   if argv == ["--check"]:
     same = PAGE.exists() and PAGE.read_text() == page()
     if not same:
-      print(f"{PAGE.name} is old: run python docs/make_configuration.py")
+      print(f"{PAGE.name} is old: run {commands.python()} {__file__}")
     return 0 if same else 1
   PAGE.write_text(page())
   return 0

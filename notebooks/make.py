@@ -103,7 +103,8 @@ def _run(argv: list[str], root: Path) -> int:
   changed = [path for path in paths if new[path] != texts[path]]
   for path in changed:
     if check:
-      print(f"{path.relative_to(root)}: run python -m notebooks.make")
+      name, how = path.relative_to(root), commands.python()
+      print(f"{name}: run {how} -m notebooks.make")
     else:
       replace_text(path, new[path])
       print(f"{path.relative_to(root)}: written")
