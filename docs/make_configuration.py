@@ -30,6 +30,16 @@ change no result, or only say where something lies whose content counts.
 """
 
 
+# What is valid too, but nothing to choose on a command line.
+_IN_PYTHON = ", given (set by `esper_jax.grow`, not by hand)"
+_REGISTERED = ", a name that a module of `urza.modules` registers"
+_ALSO = {
+  "host.name": _IN_PYTHON,
+  "data.source": _IN_PYTHON,
+  "tamiyo.policy": _REGISTERED + _IN_PYTHON,
+}
+
+
 def comments() -> dict[str, str]:
   """Key -> what the comment at its default says."""
   found, above = {}, []
@@ -54,7 +64,8 @@ def page() -> str:
   for key, knob in KNOBS.items():
     section = key.rpartition(".")[0]
     star = " *" if key in FREE_KEYS else ""
-    cells = (f"`{key}`{star}", _code(flat[key]), knob.valid, told[key])
+    valid = knob.valid + _ALSO.get(key, "")
+    cells = (f"`{key}`{star}", _code(flat[key]), valid, told[key])
     row = " | ".join(cell.replace("|", "\\|") for cell in cells)
     sections.setdefault(section, []).append(f"| {row} |")
   parts = [_HEAD.rstrip()]

@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,7 +21,7 @@ from esper_jax import commands, config_file
 from esper_jax import config as config_lib
 from esper_jax.commands import BAD_INPUT, FAILED, OK
 from esper_jax.control import never_grown
-from esper_jax.knobs import KNOBS, nearest
+from esper_jax.knobs import GIVEN, KNOBS, nearest
 from esper_jax.tezzeret import workers
 from esper_jax.types import InputError, RunFailedError
 from esper_jax.usage import REPLAY, define_flags, help_text
@@ -81,6 +81,7 @@ def parse(argv: list[str]) -> Options | None:
   for name in REPLAY:
     if values[name].present:
       config.tamiyo[name] = values[name].value
+  _refuse_given(config_lib.flatten(config))
   config = config_lib.validate(config)
   path, profile = config_file.split_profile(values.config)
   name = "-".join(filter(None, (Path(path).stem, profile)))
@@ -94,6 +95,15 @@ def parse(argv: list[str]) -> Options | None:
     verbosity=0 if values.quiet else 2 if values.verbose else 1,
     argv=tuple(argv),
   )
+
+
+def _refuse_given(flat: Mapping[str, Any]) -> None:
+  for key in ("host.name", "data.source", "tamiyo.policy"):
+    if flat[key] == GIVEN:
+      raise InputError(
+        f"--config.{key}={GIVEN} is what esper_jax.grow sets, from Python; here"
+        f" it must be {KNOBS[key].valid}"
+      )
 
 
 def resuming(argv: Sequence[str], workdir: str) -> str:

@@ -45,6 +45,11 @@ _METADATA = {
   },
   "language_info": {"name": "python"},
 }
+# After the `if` of where esper_jax is missing.
+_MATPLOTLIB = """\
+elif importlib.util.find_spec("matplotlib") is None:
+  %pip install --quiet matplotlib
+"""
 _FROM_URL = """\
 import importlib.util
 
@@ -128,8 +133,9 @@ def repository(root: Path) -> str:
 
 
 def install_cell(url: str) -> str:
-  """The source of the cell that installs esper_jax."""
-  return (_FROM_URL.format(url=url) if url else _FROM_CHECKOUT).rstrip()
+  """The source of the cell that installs esper_jax, or Matplotlib alone."""
+  source = _FROM_URL.format(url=url) if url else _FROM_CHECKOUT
+  return (source + _MATPLOTLIB).rstrip()
 
 
 def badge(url: str, name: str) -> str:

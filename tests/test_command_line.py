@@ -170,6 +170,10 @@ def test_override_in_two_arguments_and_twice():
       "--config.host.inner_widths=0 1: must be integers of at least 0",
     ),
     ([DIGITS, "--config.train.epochs=0"], "must be an integer of at least 1"),
+    (
+      [DIGITS, "--config.host.name=given"],
+      "is what esper_jax.grow sets, from Python; here it must be one of res",
+    ),
   ],
 )
 def test_bad_input_is_one_line(arguments, says):

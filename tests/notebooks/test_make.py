@@ -185,6 +185,14 @@ def test_where_it_is_there_nothing_is_installed(tmp_path):
   assert run_install_cell(tmp_path, before="") == ""
 
 
+@pytest.mark.parametrize("url", ["", GITHUB])
+def test_where_only_matplotlib_is_missing_it_alone_is_installed(tmp_path, url):
+  there = 'lambda name: None if name == "matplotlib" else 1'
+  before = KERNEL.replace("lambda name: None", there)
+  told = run_install_cell(tmp_path, before=before, url=url)
+  assert told == "pip install --quiet matplotlib\n"
+
+
 def test_it_is_installed_from_the_repository(tmp_path):
   told = run_install_cell(tmp_path, before=KERNEL, url=GITHUB)
   wanted = f"esper-jax[notebooks] @ git+{GITHUB}"

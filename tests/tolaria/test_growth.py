@@ -91,9 +91,11 @@ def test_a_cull_has_the_reason_of_its_decision(watch, explained):
 
   def explain(decisions, observation, slots, blueprints):
     del decisions, slots, blueprints
-    if not explained or int(observation.epoch) != 3:
+    epoch = int(observation.epoch)
+    if epoch not in ((1, 3) if explained else (1,)):
       return []
-    return [Decision("slot1", Action.CULL, "dense", "", "so", 0, 1.0)]
+    action = Action.GERMINATE if epoch == 1 else Action.CULL
+    return [Decision("slot1", action, "dense", "zero_out", "so", 0, 1.0)]
 
   run = watch()
   obey(run, decide, explain)
@@ -101,9 +103,8 @@ def test_a_cull_has_the_reason_of_its_decision(watch, explained):
   (culled,) = [e for e in run.events if e["type"] == "culled"]
   assert culled["epoch"] == 3
   assert (culled["reason"] == "so") == explained
-  assert culled["reason"].endswith(
-    "so" if explained else "the policy culled it"
-  )
+  words = "so" if explained else "the policy culled it"
+  assert culled["reason"].endswith(words)
 
 
 def test_a_policy_is_asked_at_its_own_frequency(watch):
