@@ -7,7 +7,7 @@ step of that ResNet-18 (bfloat16), a seed or four in each slot: without kernels,
 with them, and without seeds. What the slots take is the difference to the last;
 ratios are paired by round, blocks of steps taking turns.
 
-  python -m benchmarks.kernels
+  .venv/bin/python -m benchmarks.kernels
 
 Without a GPU nothing is timed. Told is what the compilers say (registers,
 spills, shared memory, PTX version), what a call reads, writes and computes, and
@@ -15,8 +15,8 @@ how long it would last if memory alone ruled, at a bandwidth that is assumed
 (--bandwidth): that is arithmetic, not a measurement. Every row says "compiled,
 not run". To finish, on a GPU machine with '.[cuda12]' installed:
 
-  python -m esper_jax.urza validate && \\
-    python -m benchmarks.kernels --json=kernels.json
+  .venv/bin/python -m esper_jax.urza validate && \\
+    .venv/bin/python -m benchmarks.kernels --json=kernels.json
 """
 
 import argparse

@@ -41,13 +41,14 @@ from benchmarks._common import (
   report,
 )
 from benchmarks._peers_jax import Block
+from esper_jax import commands
 from esper_jax.kasmina.surgery import group_params
 from esper_jax.tolaria import assembly
 from esper_jax.tolaria.state import count_parameters
 from esper_jax.types import InputError
 
 TARGET = 0.9  # ours / the faster layout of PyTorch, dormant
-MISSING = "PyTorch is not installed (pip install torch)"
+MISSING = f"PyTorch is not installed ({commands.pip()} install torch)"
 SAME = 1e-3  # relative, of the mean loss of CHECKED steps
 CHECKED = 3
 # PyTorch 2.13 alone crashes in the backward pass of a ResNet of width 4 in the

@@ -37,14 +37,16 @@ from benchmarks._common import (
   report,
 )
 from benchmarks._peers_jax import Block
+from esper_jax import commands
 from esper_jax.kasmina.surgery import group_params
 from esper_jax.tolaria import assembly
 from esper_jax.types import InputError
 
 NO_GPU = (
-  "JAX finds no GPU (it takes an NVIDIA GPU and pip install -e '.[cuda12]')"
+  "JAX finds no GPU (it takes an NVIDIA GPU and"
+  f" {commands.pip()} install -e '.[cuda12]')"
 )
-NO_TORCH = "PyTorch is not installed (pip install torch)"
+NO_TORCH = f"PyTorch is not installed ({commands.pip()} install torch)"
 NO_CUDA = "this PyTorch finds no GPU"
 SMOKE = "smoke: not a measurement"
 TRAINER, BARE, TORCH = "trainer", "bare JAX", "PyTorch"

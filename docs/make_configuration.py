@@ -10,8 +10,8 @@ import re
 import sys
 from pathlib import Path
 
+from esper_jax import commands, defaults
 from esper_jax import config as config_lib
-from esper_jax import defaults
 from esper_jax.knobs import FREE_KEYS, KNOBS
 
 PAGE = Path(__file__).with_name("configuration.md")
@@ -28,6 +28,16 @@ differ when a run is resumed, and are outside the hash of the config: they
 change no result, or only say where something lies whose content counts.
 
 """
+
+
+# What is valid too, but nothing to choose on a command line.
+_IN_PYTHON = ", given (set by `esper_jax.grow`, not by hand)"
+_REGISTERED = ", a name that a module of `urza.modules` registers"
+_ALSO = {
+  "host.name": _IN_PYTHON,
+  "data.source": _IN_PYTHON,
+  "tamiyo.policy": _REGISTERED + _IN_PYTHON,
+}
 
 
 def comments() -> dict[str, str]:
@@ -54,7 +64,8 @@ def page() -> str:
   for key, knob in KNOBS.items():
     section = key.rpartition(".")[0]
     star = " *" if key in FREE_KEYS else ""
-    cells = (f"`{key}`{star}", _code(flat[key]), knob.valid, told[key])
+    valid = knob.valid + _ALSO.get(key, "")
+    cells = (f"`{key}`{star}", _code(flat[key]), valid, told[key])
     row = " | ".join(cell.replace("|", "\\|") for cell in cells)
     sections.setdefault(section, []).append(f"| {row} |")
   parts = [_HEAD.rstrip()]
@@ -76,7 +87,7 @@ def main(argv: list[str]) -> int:
   if argv == ["--check"]:
     same = PAGE.exists() and PAGE.read_text() == page()
     if not same:
-      print(f"{PAGE.name} is old: run python docs/make_configuration.py")
+      print(f"{PAGE.name} is old: run {commands.python()} {__file__}")
     return 0 if same else 1
   PAGE.write_text(page())
   return 0

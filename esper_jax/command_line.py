@@ -8,19 +8,20 @@ import contextlib
 import dataclasses
 import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from esper_jax import commands, config_file
 from esper_jax import config as config_lib
-from esper_jax import config_file
 from esper_jax.commands import BAD_INPUT, FAILED, OK
 from esper_jax.control import never_grown
-from esper_jax.knobs import KNOBS, nearest
+from esper_jax.knobs import GIVEN, KNOBS, nearest
 from esper_jax.tezzeret import workers
 from esper_jax.types import InputError, RunFailedError
 from esper_jax.usage import REPLAY, define_flags, help_text
@@ -38,6 +39,7 @@ class Options:
     control: train a never-grown control as well.
     distributed: be one of several processes.
     verbosity: 0 quiet, 1 normal, 2 verbose.
+    argv: the command line.
   """
 
   source: str
@@ -47,6 +49,7 @@ class Options:
   control: bool
   distributed: bool
   verbosity: int
+  argv: tuple[str, ...]
 
 
 def parse(argv: list[str]) -> Options | None:
@@ -78,6 +81,7 @@ def parse(argv: list[str]) -> Options | None:
   for name in REPLAY:
     if values[name].present:
       config.tamiyo[name] = values[name].value
+  _refuse_given(config_lib.flatten(config))
   config = config_lib.validate(config)
   path, profile = config_file.split_profile(values.config)
   name = "-".join(filter(None, (Path(path).stem, profile)))
@@ -89,7 +93,35 @@ def parse(argv: list[str]) -> Options | None:
     control=values.control,
     distributed=values.distributed,
     verbosity=0 if values.quiet else 2 if values.verbose else 1,
+    argv=tuple(argv),
   )
+
+
+def _refuse_given(flat: Mapping[str, Any]) -> None:
+  for key in ("host.name", "data.source", "tamiyo.policy"):
+    if flat[key] == GIVEN:
+      raise InputError(
+        f"--config.{key}={GIVEN} is what esper_jax.grow sets, from Python; here"
+        f" it must be {KNOBS[key].valid}"
+      )
+
+
+def resuming(argv: Sequence[str], workdir: str) -> str:
+  """The command line that takes a run up again.
+
+  Args:
+    argv: as `parse` takes it.
+    workdir: of the run; named even where the first command did not.
+  """
+  program, *rest = argv
+  kept, skip = [], False
+  for arg in rest:
+    flag = arg.lstrip("-").partition("=")
+    if not skip and flag[0] != "workdir":
+      kept.append(arg)
+    skip = not skip and flag[0] == "workdir" and not flag[1]
+  program = os.path.relpath(program)
+  return shlex.join([commands.python(), program, *kept, f"--workdir={workdir}"])
 
 
 def _overridden_keys(args: list[str], known: tuple[str, ...]) -> list[str]:
@@ -231,6 +263,7 @@ def _train(options: Options) -> None:
       verbosity=options.verbosity if leads else 0,
       settings=config_lib.flatten(config),
       hint=hint,
+      command=resuming(options.argv, options.workdir),
       **(config_lib.shown(config) if leads else {"report": False}),
     )
     return Trainer(

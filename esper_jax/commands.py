@@ -4,11 +4,43 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from esper_jax.types import InputError, RunFailedError
 
 OK, FAILED, BAD_INPUT = 0, 1, 2
+
+
+def counted(number: int, what: str) -> str:
+  """A count with its noun: "1 epoch", "2 epochs"."""
+  return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
+def python() -> str:
+  """How a command that is printed calls Python, to be pasted where one is.
+
+  The Python that runs, from the current folder, where it lies below it:
+  ".venv/bin/python" in the repository; else "python".
+  """
+  return _beside("") or "python"
+
+
+def pip() -> str:
+  """How a command that is printed calls the pip of the Python that runs."""
+  if not (own := _beside("")):
+    return "pip"
+  return _beside("pip") or f"{own} -m pip"
+
+
+def _beside(name: str) -> str:
+  """A program beside Python (""; Python itself), from here; "" where not."""
+  try:
+    path = Path(sys.executable).relative_to(Path.cwd())
+  except (OSError, ValueError):  # elsewhere, or this folder is gone
+    return ""
+  path = path.with_name(name) if name else path
+  return str(path) if path.is_file() else ""
 
 
 class Parser(argparse.ArgumentParser):

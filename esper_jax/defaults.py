@@ -102,7 +102,7 @@ def get_config() -> ConfigDict:
   config.kasmina.min_holding_epochs = 1  # epochs in HOLDING, at least
   config.kasmina.max_holding_epochs = 4  # epochs in HOLDING before a cull
   config.kasmina.embargo_epochs = 3  # epochs a slot rests after a cull
-  # standard errors that the ablation gain must exceed to fossilize a seed
+  # standard errors that the contribution must exceed to fossilize a seed
   config.kasmina.gain_sigmas = 2.0
   # standard errors that it must exceed for a seed to leave TRAINING; below 0:
   # the seed may not hurt by more than that

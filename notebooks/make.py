@@ -45,6 +45,11 @@ _METADATA = {
   },
   "language_info": {"name": "python"},
 }
+# After the `if` of where esper_jax is missing.
+_MATPLOTLIB = """\
+elif importlib.util.find_spec("matplotlib") is None:
+  %pip install --quiet matplotlib
+"""
 _FROM_URL = """\
 import importlib.util
 
@@ -103,7 +108,8 @@ def _run(argv: list[str], root: Path) -> int:
   changed = [path for path in paths if new[path] != texts[path]]
   for path in changed:
     if check:
-      print(f"{path.relative_to(root)}: run python -m notebooks.make")
+      name, how = path.relative_to(root), commands.python()
+      print(f"{name}: run {how} -m notebooks.make")
     else:
       replace_text(path, new[path])
       print(f"{path.relative_to(root)}: written")
@@ -127,8 +133,9 @@ def repository(root: Path) -> str:
 
 
 def install_cell(url: str) -> str:
-  """The source of the cell that installs esper_jax."""
-  return (_FROM_URL.format(url=url) if url else _FROM_CHECKOUT).rstrip()
+  """The source of the cell that installs esper_jax, or Matplotlib alone."""
+  source = _FROM_URL.format(url=url) if url else _FROM_CHECKOUT
+  return (source + _MATPLOTLIB).rstrip()
 
 
 def badge(url: str, name: str) -> str:

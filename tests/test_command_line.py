@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import main
-from esper_jax import command_line, usage
+from esper_jax import command_line, commands, usage
 from esper_jax import config as config_lib
 from esper_jax.nissa import table
 from esper_jax.types import InputError
@@ -170,6 +170,10 @@ def test_override_in_two_arguments_and_twice():
       "--config.host.inner_widths=0 1: must be integers of at least 0",
     ),
     ([DIGITS, "--config.train.epochs=0"], "must be an integer of at least 1"),
+    (
+      [DIGITS, "--config.host.name=given"],
+      "is what esper_jax.grow sets, from Python; here it must be one of res",
+    ),
   ],
 )
 def test_bad_input_is_one_line(arguments, says):
@@ -238,6 +242,19 @@ def test_help_lists_everything(monkeypatch, capsys):
     f".venv/bin/python main.py {a}" for _, a in usage.EXAMPLES
   ]
   assert len(commands) == 7
+
+
+def test_the_command_that_resumes_names_the_directory(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  flags = ["--config=a.py", "--workdir", "old", "--config.data.augment=a,b c"]
+  told = command_line.resuming(["main.py", *flags], "runs/a")
+  assert told == (
+    f"{commands.python()} main.py --config=a.py '--config.data.augment=a,b c'"
+    " --workdir=runs/a"
+  )
+  program = str(tmp_path / "main.py")
+  told = command_line.resuming([program, "--workdir=x", "--control"], "x")
+  assert told.endswith(" main.py --control --workdir=x")
 
 
 def test_every_example_parses(monkeypatch):

@@ -84,3 +84,26 @@ sys.exit(commands.run(lambda argv: print("x", flush=True)))
   process.stdout.close()
   _, error = process.communicate(b"")
   assert (process.returncode, error) == (0, b"")
+
+
+def test_what_is_printed_can_be_pasted(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert (commands.python(), commands.pip()) == ("python", "pip")
+  own = tmp_path / ".venv" / "bin" / "python"
+  own.parent.mkdir(parents=True)
+  own.touch()
+  monkeypatch.setattr(sys, "executable", str(own))
+  assert commands.python() == ".venv/bin/python"
+  assert commands.pip() == ".venv/bin/python -m pip"
+  own.with_name("pip").touch()
+  assert commands.pip() == ".venv/bin/pip"
+  gone = tmp_path / "gone"
+  gone.mkdir()
+  monkeypatch.chdir(gone)
+  gone.rmdir()
+  assert commands.python() == "python"
+
+
+def test_one_has_no_s():
+  told = [commands.counted(n, "epoch") for n in (0, 1, 2, 1200)]
+  assert told == ["0 epochs", "1 epoch", "2 epochs", "1,200 epochs"]

@@ -32,6 +32,7 @@ from esper_jax.tolaria.overview import slot_table
 from esper_jax.types import Action, SlotSpec, Stage
 
 ROOT = Path(__file__).parents[1]
+RECORDED = ROOT / "tests" / "nissa" / "recorded"  # runs of the demo
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +103,12 @@ def test_readme(tmp_path, monkeypatch):
   assert shorter != source, f"README.md:{line}"
   names: dict = {"__name__": "document"}
   exec(shorter, names)
-  assert names["grown"].result["status"] == "completed"
-  assert names["grown"].result["slots"].keys() == {"middle"}
+  result = names["grown"].result
+  assert result["status"] == "completed"
+  assert result["slots"].keys() == {"middle"}
+  recorded = json.loads((RECORDED / "grown" / "result.json").read_text())
+  assert result.keys() == recorded.keys()
+  assert result["compilation"].keys() == recorded["compilation"].keys()
 
 
 @pytest.mark.full
@@ -164,8 +169,7 @@ def test_read_a_run(tmp_path, monkeypatch, capsys):
 def _runs_of_the_experiment() -> None:
   """Five pairs, gains of 1 to 5 points; the first is a recorded run."""
   for kind, folder in (("grown", "0"), ("control", "0-control")):
-    recorded = ROOT / "tests" / "nissa" / "recorded" / kind
-    shutil.copytree(recorded, Path("runs", "my_digits", folder))
+    shutil.copytree(RECORDED / kind, Path("runs", "my_digits", folder))
   for seed in range(5):
     for gain, folder in ((seed + 1, f"{seed}"), (0, f"{seed}-control")):
       path = Path("runs", "my_digits", folder, "result.json")
@@ -173,6 +177,31 @@ def _runs_of_the_experiment() -> None:
       result = json.loads(path.read_text()) if path.exists() else {}
       result["val_accuracy"] = 0.9 + 0.01 * gain
       path.write_text(json.dumps(result))
+
+
+def _names(value, known=()) -> set[str]:
+  """The keys of a document, those of what it maps names to included."""
+  found = set()
+  for key, inner in value.items():
+    found |= set() if key in known else {key}
+    rows = inner if isinstance(inner, list) else [inner]
+    for row in rows:
+      if isinstance(row, dict):
+        found |= _names(row, known)
+  return found
+
+
+@pytest.mark.parametrize("run", ["grown", "control"])
+def test_every_key_of_a_result_is_told(run):
+  """A recorded run's; `test_readme` has a run of today write the same keys."""
+  result = json.loads((RECORDED / run / "result.json").read_text())
+  text = (ROOT / "docs" / "read_a_run.md").read_text()
+  text = text.split("## result.json")[1].split("\n## ")[0]
+  told = set(re.findall(r"`([a-z_0-9]+)`", text))
+  inside = result.pop("compilation")
+  assert _names(result, result["slots"]) - told == set()
+  bill = (ROOT / "docs" / "performance.md").read_text()
+  assert set(inside) <= set(re.findall(r"`(\w+)`", bill))
 
 
 def test_experiment(tmp_path, monkeypatch, capsys):
@@ -212,7 +241,7 @@ def test_experiment(tmp_path, monkeypatch, capsys):
 def test_the_figures_that_the_idea_quotes_are_those_of_the_results():
   text = " ".join((ROOT / "docs" / "idea.md").read_text().split())
   quoted = re.findall(r"[-+]?\d+\.\d+[a-zA-Z ]* \[[^\]]+\](?!\()", text)
-  assert len(quoted) == 7
+  assert len(quoted) == 10
   names = ("RESULTS.md", "README.md")
   told = " ".join((ROOT / "benchmarks" / n).read_text() for n in names)
   for figure in quoted:
@@ -297,6 +326,15 @@ def test_links_lead_somewhere(page):
   for target in re.findall(r"\]\(([^)#]*)[^)]*\)", page.read_text()):
     if target and "://" not in target:
       assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_main_can_be_read(page, monkeypatch):
+  monkeypatch.chdir(ROOT)
+  absent = ("--config=my_digits.py", "--config.host.from=exported")
+  for program, *argv in commands(str(page)):
+    if program == "main.py" and not set(argv) & set(absent):
+      assert command_line.parse([program, *argv]) is not None, argv
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -165,7 +165,7 @@ def _missing(
     lacking = [s for s in every if s not in arms.get(name, {})]
     if name not in arms:
       lines.append(
-        f"{name}: not run; `python -m benchmarks.evidence run"
+        f"{name}: not run; `.venv/bin/python -m benchmarks.evidence run"
         f" --suite={suite.name} --arms={name}`"
       )
     elif lacking:

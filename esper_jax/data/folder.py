@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from esper_jax import commands
 from esper_jax.data.splits import Splits
 from esper_jax.types import InputError
 
@@ -219,7 +220,7 @@ def _decode(files: list[_File], image_size: int) -> np.ndarray:
   except ImportError:
     raise InputError(
       "data.source: images are decoded by Pillow, which is not installed; in"
-      " the repository: pip install -e '.[images]'"
+      f" the repository: {commands.pip()} install -e '.[images]'"
     ) from None
 
   def decode(file: _File) -> np.ndarray:

@@ -7,12 +7,14 @@ from typing import NamedTuple
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
+from esper_jax import commands
 from esper_jax.doctor.packages import Find, version_of
 from esper_jax.doctor.report import Level, Line
 from esper_jax.doctor.settings import Settings
 
 PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
-_CUDA = "pip install --upgrade -e '.[cuda12]'"
+_PIP = commands.pip()
+_CUDA = f"{_PIP} install --upgrade -e '.[cuda12]'"
 
 
 class Clash(NamedTuple):
@@ -62,7 +64,7 @@ CLASHES = (
     {"jax-triton": "==0.4.1", "jax": ">=0.12"},
     "every kernel call fails: _triton_kernel_call_dce_rule() takes 2"
     " positional arguments",
-    "pip install 'jax<0.12'",
+    f"{_PIP} install 'jax<0.12'",
   ),
 )
 PAIRS = (
@@ -72,7 +74,7 @@ PAIRS = (
     "jax",
     Level.WARN,
     "they are released and tested together",
-    "pip install --upgrade 'jax<0.12' jaxlib",
+    f"{_PIP} install --upgrade 'jax<0.12' jaxlib",
   ),
   *(
     Pair(name, "jaxlib", Level.FAIL, "JAX does not use such a plugin", _CUDA)
@@ -88,7 +90,7 @@ WITHOUT_GPU = (
     Level.WARN,
     "an NVIDIA driver is here, but JAX has no CUDA plugin and sees only the"
     " CPU",
-    "pip install -e '.[cuda12]'",
+    f"{_PIP} install -e '.[cuda12]'",
   ),
   WithoutGpu(
     True,

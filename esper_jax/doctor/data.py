@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from esper_jax import commands
 from esper_jax.data import cifar, datasets, folder
 from esper_jax.doctor.report import Level, Line, without_paths
 from esper_jax.doctor.settings import Settings
@@ -60,9 +61,9 @@ def _configured(options: Mapping[str, Any]) -> Line:
 def _images(place: Path) -> Line:
   """Images are found but not decoded: that takes long, and fills a cache."""
   count, classes = folder.count(place)
-  found = f"{count} images in {classes} classes"
+  found = f"{commands.counted(count, 'image')} in {classes} classes"
   if importlib.util.find_spec("PIL") is None:
-    remedy = "pip install -e '.[images]'"
+    remedy = f"{commands.pip()} install -e '.[images]'"
     return Line(ITEM, Level.FAIL, f"{found}, but no Pillow", remedy)
   return Line(ITEM, Level.OK, f"{found}, not decoded")
 

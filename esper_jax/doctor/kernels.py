@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from esper_jax import commands
 from esper_jax.doctor.report import Level, Line
 from esper_jax.doctor.settings import Settings
 from esper_jax.urza import listing, upkeep
@@ -33,8 +34,9 @@ def check(settings: Settings, *, here: Device | None = None) -> Iterator[Line]:
       "registry",
       Level.FAIL,
       f"{count} problem{'s' * (count > 1)} in {where}: {problems[0]}",
-      f"`python -m esper_jax.urza verify{option}` names all; delete those"
-      " files, or reinstall esper-jax where they are the package's",
+      f"`{commands.python()} -m esper_jax.urza verify{option}` names all;"
+      " delete those files, or reinstall esper-jax where they are the"
+      " package's",
     )
   else:
     yield Line("registry", Level.OK, f"whole: {where}")

@@ -10,6 +10,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 import esper_jax
+from esper_jax import commands
 from esper_jax.doctor.report import Level, Line
 from esper_jax.doctor.settings import Settings
 
@@ -106,17 +107,17 @@ def _own(own: Any) -> Line:
   code = esper_jax.__version__
   if own is None:
     found = f"{code}, not installed: what it asks for is not known"
-    return Line(OWN, Level.WARN, found, "pip install -e .")
+    return Line(OWN, Level.WARN, found, f"{commands.pip()} install -e .")
   if own.version != code:
     found = f"the code is {code}, what is installed is {own.version}"
-    return Line(OWN, Level.WARN, found, "pip install -e . again")
+    return Line(OWN, Level.WARN, found, f"{commands.pip()} install -e . again")
   return Line(OWN, Level.OK, code)
 
 
 def _package(name: str, version: str, specifier: SpecifierSet) -> Line:
+  remedy = f"{commands.pip()} install '{name}{specifier}'"
   if version:
-    return _line(name, version, specifier, f"pip install '{name}{specifier}'")
-  remedy = f"pip install '{name}{specifier}'"
+    return _line(name, version, specifier, remedy)
   return Line(name, Level.FAIL, "not installed", remedy)
 
 

@@ -1,6 +1,7 @@
 """What a check found: a line for each item."""
 
 import enum
+import os
 import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
@@ -63,7 +64,9 @@ def without_paths(text: str) -> str:
 
 
 def as_text(line: Line) -> str:
-  """One line of ASCII, for people."""
-  parts = "; ".join(filter(None, (line.found, line.remedy)))
+  """One line of ASCII, for people; what was found has "~" for the home."""
+  home = re.escape(os.path.expanduser("~"))
+  found = re.sub(rf"(?<![\w.~/]){home}(?=/)", "~", line.found)
+  parts = "; ".join(filter(None, (found, line.remedy)))
   text = f"{line.level:4}  {line.item}: {' '.join(parts.split())}"
   return text.encode("ascii", "backslashreplace").decode()

@@ -14,6 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from esper_jax import commands
 from esper_jax.hosts import naming
 from esper_jax.hosts.host import Host, from_linen
 from esper_jax.kasmina import blueprints, surgery
@@ -30,8 +31,8 @@ from esper_jax.types import InputError, Path, PyTree, SlotSpec
 
 SCHEMA = 1  # of topology.json
 _WRITTEN = (
-  "give a folder that `python -m esper_jax.export RUN --to=DIR`, or export() of"
-  " what grow() returned, wrote"
+  f"give a folder that `{commands.python()} -m esper_jax.export RUN --to=DIR`,"
+  " or export() of what grow() returned, wrote"
 )
 Record = Mapping[str, Any]
 Variables = Mapping[str, PyTree]  # collection -> module -> ...

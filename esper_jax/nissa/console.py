@@ -44,6 +44,7 @@ class Console:
     *,
     stream: TextIO | None = None,
     hint: str = "",
+    command: str = "",
   ):
     """Makes a console.
 
@@ -52,12 +53,14 @@ class Console:
         every event.
       stream: where to; standard output when None.
       hint: shown once where the run will take long.
+      command: that resumes the run, where it is known.
     """
     self._verbosity = verbosity
     self._stream = stream or sys.stdout
     live = verbosity > QUIET and self._stream.isatty()
     self._panel = Panel(self._stream) if live else None
     self._hint = hint
+    self._command = command
     self._epochs = self._steps_per_epoch = 0
 
   def part(self, name: str, text: str) -> None:
@@ -129,7 +132,7 @@ class Console:
     if (workdir / "report.html").exists():
       self._line(f"  {workdir / 'report.html'}")
     if status == "interrupted":
-      self._line("the same command resumes the run")
+      self._line(how_to_resume(workdir, self._command))
 
   def close(self) -> None:
     """Leaves the cursor on a fresh line."""
@@ -168,6 +171,18 @@ def describe(event: Mapping[str, Any]) -> str:
   where = f"{event['slot']}: " if "slot" in event else ""
   reason = f" -- {event['reason']}" if event.get("reason") else ""
   return f"{where}{what}" + (f" ({details})" if details else "") + reason
+
+
+def how_to_resume(workdir: Path, command: str = "") -> str:
+  """A line for a run that was not completed.
+
+  Args:
+    workdir: of the run.
+    command: that resumes it, where it is known.
+  """
+  if command:
+    return f"to resume the run: {command}"
+  return f"with the workdir {workdir} the same command resumes the run"
 
 
 def _why_unplanted(workdir: Path) -> str:

@@ -83,6 +83,7 @@ def of_run(
   wandb: str = "",
   settings: Mapping[str, Any] | None = None,
   hint: str = "",
+  command: str = "",
 ) -> Displays:
   """Makes what shows a run.
 
@@ -93,7 +94,7 @@ def of_run(
     tensorboard: whether event files are.
     wandb: project at Weights & Biases; "" is none.
     settings: "section.name" -> value, for these two.
-    hint: as `Console` takes it.
+    hint, command: as `Console` takes them.
 
   Raises:
     InputError: what is asked for is not installed.
@@ -114,5 +115,5 @@ def of_run(
   if wandb:
     shown["wandb"] = Behind(WeightsAndBiases(folder, settings, project=wandb))
   # Last, so that it can name the files that the others leave behind.
-  shown["console"] = Console(verbosity, hint=hint)
+  shown["console"] = Console(verbosity, hint=hint, command=command)
   return Displays(shown, callbacks=callbacks)

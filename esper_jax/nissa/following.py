@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from esper_jax.nissa.console import Console
+from esper_jax.nissa.console import Console, how_to_resume
 from esper_jax.nissa.loading import EVENTS, METRICS, is_epoch, run_directory
 from esper_jax.oona.tail import Tail
 from esper_jax.tolaria import status
@@ -132,7 +132,7 @@ class _View:
       sign = max(self.sign, found.get("heartbeat", 0.0))
       when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(sign))
       words = f"no sign of life since {when}: it was killed, or stands still"
-    print(f"{words}\nthe same command resumes the run", file=self._shown)
+    print(f"{words}\n{how_to_resume(self._folder)}", file=self._shown)
 
 
 def _time(line: Mapping[str, Any]) -> float:

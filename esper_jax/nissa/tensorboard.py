@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from esper_jax import commands
 from esper_jax.kasmina.slot import all_seeds
 from esper_jax.nissa import figures
 from esper_jax.nissa.console import describe
@@ -55,7 +56,7 @@ class TensorBoard:
     except ImportError as error:
       raise InputError(
         "--config.nissa.tensorboard=True needs tensorboardX; in the repository:"
-        " pip install -e '.[tensorboard]'; or leave it out"
+        f" {commands.pip()} install -e '.[tensorboard]'; or leave it out"
       ) from error
     self._open: Any = functools.partial(SummaryWriter, str(folder))
     self._writer: Any = None

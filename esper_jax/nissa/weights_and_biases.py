@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from esper_jax import commands
 from esper_jax.nissa import figures
 from esper_jax.nissa.console import describe
 from esper_jax.tezzeret.program import first_line
@@ -34,8 +35,8 @@ class WeightsAndBiases:
       wandb: Any = importlib.import_module("wandb")
     except ImportError as error:
       raise InputError(
-        f"--config.nissa.wandb={project} needs wandb; in the repository: pip"
-        " install -e '.[wandb]'; or leave it out"
+        f"--config.nissa.wandb={project} needs wandb; in the repository:"
+        f" {commands.pip()} install -e '.[wandb]'; or leave it out"
       ) from error
     try:
       self._run: Any = wandb.init(

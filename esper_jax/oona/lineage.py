@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from esper_jax import commands
 from esper_jax.oona import growth_log
 from esper_jax.types import InputError, Stage
 
@@ -258,7 +259,7 @@ def _read(path: Path) -> dict[str, Any]:
   except OSError as error:
     raise InputError(
       f"cannot read {path}: {error.strerror}; give a folder that"
-      " `python -m esper_jax.export RUN --to=DIR` wrote"
+      f" `{commands.python()} -m esper_jax.export RUN --to=DIR` wrote"
     ) from error
   except ValueError as error:
     raise InputError(f"{path} is not JSON ({error}); {_AGAIN}") from error

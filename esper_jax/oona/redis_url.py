@@ -4,6 +4,7 @@ import os
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
+from esper_jax import commands
 from esper_jax.types import InputError
 
 PASSWORD = "ESPER_REDIS_PASSWORD"  # of the environment; a URL's own wins
@@ -109,7 +110,7 @@ def connect(url: str) -> Any:
   except ImportError as error:
     raise InputError(
       "a Redis server was named, but the package for it is missing; in the"
-      " repository: pip install -e '.[redis]'; or leave"
+      f" repository: {commands.pip()} install -e '.[redis]'; or leave"
       " --config.oona.redis_url empty"
     ) from error
   connected = False

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from esper_jax.commands import counted
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo import rules, shepherd
 from esper_jax.tamiyo.heuristic import heuristic
@@ -233,8 +234,9 @@ def _obstacle(words: Words) -> str:
   o = words.observation
   stage = Stage(int(o.stage[words.row])).name
   return (
-    f"it cannot germinate there now (stage {stage}, {int(o.growths_left)}"
-    f" growths and {int(o.epochs_left)} epochs left)"
+    f"it cannot germinate there now (stage {stage},"
+    f" {counted(int(o.growths_left), 'growth')} and"
+    f" {counted(int(o.epochs_left), 'epoch')} left)"
   )
 
 

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from esper_jax.commands import counted
 from esper_jax.kasmina.lifecycle import Rules
 from esper_jax.oona.growth_log import Life, Move, numbered
 from esper_jax.types import InputError, Path, Stage
@@ -178,7 +179,8 @@ def time_at_random(
   if not all(times):
     raise InputError(
       "a life that was recorded fits in nowhere between the first and the last"
-      f" of {rules.epochs} epochs; give more with --config.train.epochs"
+      f" of {counted(rules.epochs, 'epoch')}; give more with"
+      " --config.train.epochs"
     )
   born = 1 + max((m.order for life in lives for m in life.moves), default=0)
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from esper_jax.commands import counted
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo.observation import Decisions, Observation
 from esper_jax.types import Action, InputError, Path, PyTree
@@ -247,8 +248,9 @@ def periodic(settings: Settings) -> Rule:
   def sentence(words):
     epoch = int(words.observation.epoch)
     return (
-      f"after epoch {epoch} a period of {settings.period_epochs} epochs is"
-      f" over; {words.slots[words.row]} is next in turn"
+      f"after epoch {epoch} a period of"
+      f" {counted(settings.period_epochs, 'epoch')} is over;"
+      f" {words.slots[words.row]} is next in turn"
     )
 
   return Rule(

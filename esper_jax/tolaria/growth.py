@@ -287,6 +287,7 @@ class Growth:
       ),
       stop=o.stop_on_policy_error,
     )
+    told = {}
     for decision in self.policy.explain(
       decisions, observation, list(o.slots), list(o.blueprints)
     ):
@@ -298,23 +299,21 @@ class Growth:
         blueprint=decision.blueprint,
         reason=decision.reason,
       )
+      told[decision.row] = decision.reason
       if decision.action is Action.GERMINATE:
         run.births[decision.row] = decision.initializer or o.initializer
-    for row in np.flatnonzero(np.asarray(refused)):
-      self._publish(
-        run,
-        "gate_refused",
-        row=int(row),
-        action=Action(int(decisions.action[row])).name.lower(),
-        reason=_because(refused[row]),
-      )
-    self._move(run, moved)
+    for row in map(int, np.flatnonzero(np.asarray(refused))):
+      action = Action(int(decisions.action[row])).name.lower()
+      why = _because(refused[row])
+      self._publish(run, "gate_refused", row=row, action=action, reason=why)
+    self._move(run, moved, told=told)
 
   def _move(
     self,
     run: Run,
     moved: lifecycle.SlotState,
     cancelled: Mapping[str, Any] | None = None,
+    told: Mapping[int, str] | None = None,
   ) -> None:
     """Takes over new stages and tells of them.
 
@@ -323,6 +322,7 @@ class Growth:
       moved: the slots after it.
       cancelled: what is told of seeds that are not planted; None, why the
         lifecycle withdrew them.
+      told: row -> why the policy decided so; None, as the lifecycle says.
     """
     before, after = np.asarray(run.slots.stage), np.asarray(moved.stage)
     run.slots = moved
@@ -332,8 +332,8 @@ class Growth:
       if now is Stage.GERMINATED:
         run.keys[row] = None  # a permanent seed stays, but not as this row's
       elif was is Stage.GERMINATED:  # withdrawn before it was planted
-        told = cancelled or {"reason": _because(moved.reason[row])}
-        self._publish(run, "growth_cancelled", row=row, **told)
+        why = cancelled or {"reason": _because(moved.reason[row])}
+        self._publish(run, "growth_cancelled", row=row, **why)
       elif now is Stage.FOSSILIZED:
         run.fossilized += 1
         self._publish(run, "fossilized", row=row, **self._worth(run, row))
@@ -344,7 +344,7 @@ class Growth:
           "culled",
           row=row,
           was=was.name,
-          reason=_because(moved.reason[row]),
+          reason=(told or {}).get(row) or _because(moved.reason[row]),
           **self._worth(run, row),
         )
       else:

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from esper_jax.commands import counted
 from esper_jax.kasmina import blueprints
 from esper_jax.kasmina.rules import Rules, last_planting
 from esper_jax.knobs import GIVEN
@@ -43,13 +44,13 @@ def show(
     "tamiyo": replaying.describe(config)
     if growth.replay is not None
     else f"policy {parts.policy.name}, asked every"
-    f" {_count(config.tamiyo.adaptation_frequency, 'epoch')}, at most"
-    f" {_count(growth.rules.max_growths, 'growth')}{_deadline(growth.rules)}",
+    f" {counted(config.tamiyo.adaptation_frequency, 'epoch')}, at most"
+    f" {counted(growth.rules.max_growths, 'growth')}{_deadline(growth.rules)}",
     "kasmina": f"{parts.title or config.host.name},"
-    f" {_count(parameters, 'parameter')},"
-    f" {_count(len(growth.slots), 'slot')}"
+    f" {counted(parameters, 'parameter')},"
+    f" {counted(len(growth.slots), 'slot')}"
     f" ({', '.join(growth.slots) or _no_slot(config)}),"
-    f" {_count(len(growth.blueprints), 'blueprint')}",
+    f" {counted(len(growth.blueprints), 'blueprint')}",
     "tolaria": f"{_length(timetable)}, batch {config.data.batch_size},"
     f" {config.optimizer.name} at {config.optimizer.learning_rate:g},"
     f" run in {store.path}",
@@ -103,16 +104,12 @@ def _no_slot(config: ConfigDict) -> str:
   return "none: it cannot grow; host.slots=all has every place"
 
 
-def _count(number: int, what: str) -> str:
-  return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
 def _length(timetable: Timetable) -> str:
   whole = timetable.epochs * timetable.steps_per_epoch
   if timetable.total_steps < whole:  # train.max_steps
-    return _count(timetable.total_steps, "step")
-  steps = _count(timetable.steps_per_epoch, "step")
-  return f"{_count(timetable.epochs, 'epoch')} of {steps}"
+    return counted(timetable.total_steps, "step")
+  steps = counted(timetable.steps_per_epoch, "step")
+  return f"{counted(timetable.epochs, 'epoch')} of {steps}"
 
 
 def _deadline(rules: Rules) -> str:
@@ -120,4 +117,6 @@ def _deadline(rules: Rules) -> str:
   last = last_planting(rules)
   if last:
     return f", the last by epoch {last}"
-  return f"; none, as a seed's life takes more than {rules.epochs} epochs"
+  return (
+    f"; none, as a seed's life takes more than {counted(rules.epochs, 'epoch')}"
+  )

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from esper_jax import commands
-from esper_jax.commands import FAILED, OK
+from esper_jax.commands import FAILED, OK, counted
 from esper_jax.oona.jsonl import plain
 from esper_jax.types import InputError
 from esper_jax.urza import archive, evidence, kept, listing, upkeep
@@ -140,7 +140,8 @@ def _verify(options: argparse.Namespace) -> int:
   for problem in problems:
     print(problem)
   count = len(registry.keys())
-  found = f"{count} artefacts, {len(problems) or 'no'} problems"
+  wrong = counted(len(problems), "problem") if problems else "no problems"
+  found = f"{counted(count, 'artefact')}, {wrong}"
   print(f"{found}; looked at {places(registry.folders)}")
   return FAILED if problems else OK
 
@@ -215,7 +216,7 @@ def _gc(options: argparse.Namespace) -> int:
   for path in gone.paths:
     print(path)
   word = "would be deleted" if options.dry_run else "deleted"
-  print(f"{len(gone.paths)} files, {gone.bytes} bytes {word}")
+  print(f"{counted(len(gone.paths), 'file')}, {gone.bytes} bytes {word}")
   return OK
 
 
@@ -237,6 +238,6 @@ def _export(options: argparse.Namespace) -> int:
 def _tell(contents: archive.Contents) -> None:
   sha256, artefacts, records, documents = contents
   print(
-    f"{artefacts} artefacts, {records} records of evidence, {documents} kept"
-    f" documents\nsha256 {sha256}"
+    f"{counted(artefacts, 'artefact')}, {counted(records, 'record')} of"
+    f" evidence, {counted(documents, 'kept document')}\nsha256 {sha256}"
   )

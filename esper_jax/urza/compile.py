@@ -15,6 +15,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from esper_jax import commands
 from esper_jax.types import InputError
 from esper_jax.urza import assembler
 from esper_jax.urza.artefact import Artefact, File, Launch, Spec
@@ -91,7 +92,7 @@ def triton_version() -> str:
   except importlib.metadata.PackageNotFoundError:
     raise InputError(
       "kernels are compiled with Triton, which is not installed; on Linux, in"
-      " the repository: pip install -e '.[triton]'"
+      f" the repository: {commands.pip()} install -e '.[triton]'"
     ) from None
 
 
@@ -215,7 +216,8 @@ def _check(kernel: Kernel, spec: Spec) -> None:
   if spec.triton != triton_version():
     raise InputError(
       f"{spec.kernel} was compiled with Triton {spec.triton}, and"
-      f" {triton_version()} is installed: pip install triton=={spec.triton}"
+      f" {triton_version()} is installed: {commands.pip()} install"
+      f" triton=={spec.triton}"
     )
   if spec.options != OPTIONS:
     raise InputError(f"{spec.kernel} was compiled with options {spec.options}")

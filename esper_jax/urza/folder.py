@@ -21,6 +21,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from esper_jax import commands
 from esper_jax.types import InputError
 from esper_jax.urza import trust
 from esper_jax.urza.artefact import Damaged
@@ -150,7 +151,8 @@ class Folder:
       found = "not a folder" if self.path.exists() else "no such folder"
       raise InputError(
         f"{found}: {self.path}; set --config.urza.dir to one that is there, or"
-        " make one with `python -m esper_jax.urza build --dir=FOLDER`"
+        f" make one with `{commands.python()} -m esper_jax.urza build"
+        " --dir=FOLDER`"
       )
 
   def check_owner(self) -> None:

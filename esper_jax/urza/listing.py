@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from esper_jax.commands import counted
 from esper_jax.knobs import nearest
 from esper_jax.types import InputError
 from esper_jax.urza import evidence
@@ -132,7 +133,7 @@ def summary(
     damaged: how many there are beside.
     here: the device of this machine; None looks.
   """
-  count = f"{len(records)} artefacts"
+  count = counted(len(records), "artefact")
   count += f" and {damaged} damaged" if damaged else ""
   if device is not None:
     return f"{count}: {_validated(records, device)} validated on {device}"

@@ -13,6 +13,7 @@ from collections.abc import (
 )
 from typing import Any, NamedTuple, TypeVar
 
+from esper_jax import commands
 from esper_jax.types import InputError
 from esper_jax.urza import assembler
 from esper_jax.urza.artefact import Damaged, Spec
@@ -22,8 +23,8 @@ from esper_jax.urza.kernel import Form, Kernel
 
 # What is left to do where there is no GPU; the READMEs say it too.
 ON_A_GPU = (
-  "python -m esper_jax.urza validate &&"
-  " python -m benchmarks.kernels --json=kernels.json"
+  f"{commands.python()} -m esper_jax.urza validate &&"
+  f" {commands.python()} -m benchmarks.kernels --json=kernels.json"
 )
 TARGETS = (75, 80, 90)  # with them the package serves Turing to Blackwell
 DTYPES = ("float32", "bfloat16")

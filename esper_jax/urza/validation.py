@@ -18,6 +18,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from esper_jax import commands
+from esper_jax.commands import counted
 from esper_jax.types import InputError
 from esper_jax.urza import (
   aot,
@@ -70,7 +72,8 @@ class Report(NamedTuple):
 
   def text(self) -> str:
     """For people."""
-    lines = [f"{self.kind}: {self.done} records, {len(self.wrong)} failures"]
+    done = counted(self.done, "record")
+    lines = [f"{self.kind}: {done}, {counted(len(self.wrong), 'failure')}"]
     if self.known:
       there = f"{self.known} already there (--again makes them anew)"
       fresh = self.done or self.wrong
@@ -78,7 +81,7 @@ class Report(NamedTuple):
     if self.skipped:
       lines = [f"{self.kind}: skipped: {self.skipped}"]
       if self.done:
-        lines[0] = f"{self.kind}: {self.done} records; {self.skipped}"
+        lines[0] = f"{self.kind}: {done}; {self.skipped}"
     lines += [f"  {name}: {reason}" for name, reason in self.wrong]
     lines += [f"  {name}: rejected, {reason}" for name, reason in self.slow]
     return "\n".join(lines)
@@ -327,10 +330,10 @@ def main(args: argparse.Namespace) -> int:
     own = f" --dir={args.dir}" if args.dir else ""
     raise InputError(
       f"no artefact to judge in {places(registry.folders)}; build some:"
-      f" python -m esper_jax.urza build{own}"
+      f" {commands.python()} -m esper_jax.urza build{own}"
     )
   place = registry.writable.path if registry.writable else "nowhere"
-  print(f"{len(artefacts)} artefacts; evidence goes to {place}")
+  print(f"{counted(len(artefacts), 'artefact')}; evidence goes to {place}")
   left = len(registry.keys()) - len(artefacts)
   if left and not args.kernel:
     print(f"{left} left out: damaged, or of another text of their kernel")

@@ -221,7 +221,7 @@ def test_the_report_of_real_rows(finished, tmp_path):
   assert "**off switch**" in text and "equal bit for bit, n = 1" in text
   assert "no verdict**: arm missing (B4)" in text
   assert "P/0 failed: InputError: arm P needs --policy=FILE" in text
-  assert "B4: not run; `python -m benchmarks.evidence run" in text
+  assert "B4: not run; `.venv/bin/python -m benchmarks.evidence run" in text
   again = tmp_path / "again"
   command = ["report", str(tmp_path / rows.ROWS), f"--out={again}"]
   assert __main__.main(command) == 0

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import pytest
 
 from benchmarks import _common, _kernel_steps, kernels
+from esper_jax import commands
 from esper_jax.types import InputError
 from esper_jax.urza import dispatch, launching, orders
 from esper_jax.urza.kernels.catalogue import KERNELS
@@ -67,10 +68,7 @@ def test_without_a_gpu_every_row_says_so(home, tmp_path, capsys):
   assert row["intensity"] == row["flops"] / row["bytes"]
   lines = capsys.readouterr().out.splitlines()
   assert lines[0].startswith("compiled, not run: no GPU here")
-  assert lines[0].endswith(
-    "python -m esper_jax.urza validate && python -m benchmarks.kernels"
-    " --json=kernels.json"
-  )
+  assert lines[0].endswith(orders.ON_A_GPU)
   assert lines[1].startswith("sm_90: of each kernel, the stored code for the")
   assert "an assumed 2000 GB/s" in lines[2]
   for line, row in zip(lines[3:], document["rows"], strict=True):
@@ -112,11 +110,11 @@ def one_line(text):
 
 def test_the_command_that_is_left_to_do_is_the_same_everywhere():
   root = pathlib.Path(kernels.__file__).parents[1]
-  command = orders.ON_A_GPU.replace("python", ".venv/bin/python")
+  command = orders.ON_A_GPU.replace(commands.python(), ".venv/bin/python")
   for name in ("docs/kernels.md", "benchmarks/README.md"):
     text = one_line((root / name).read_text())
     assert f".venv/bin/pip install -e '.[cuda12]' {command}" in text, name
-  assert orders.ON_A_GPU in one_line(kernels.__doc__)
+  assert command in one_line(kernels.__doc__)
 
 
 def test_one_artefact_stands_for_each_form(home):

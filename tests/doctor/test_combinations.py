@@ -2,10 +2,13 @@
 
 import pytest
 
+from esper_jax import commands
 from esper_jax.doctor import combinations
 from esper_jax.doctor.report import Level
 from esper_jax.doctor.settings import Settings
 from tests.doctor.installed import finder
+
+PIP = commands.pip()
 
 
 def check(**changes):
@@ -31,7 +34,7 @@ def test_jax_triton_and_a_jax_that_is_too_new():
   (line,) = check(jax="0.12.0", jaxlib="0.12.0", jax_triton="0.4.1")
   assert line.level is Level.FAIL
   assert line.found.startswith("jax-triton 0.4.1 with jax 0.12.0: every kernel")
-  assert line.remedy == "pip install 'jax<0.12'"
+  assert line.remedy == f"{PIP} install 'jax<0.12'"
 
 
 def test_another_jaxlib_than_jax():
@@ -44,7 +47,7 @@ def test_another_jaxlib_than_jax():
 def test_a_plugin_of_another_version_than_jaxlib(name):
   (line,) = check(**{f"jax_{name}": "0.11.1"})
   assert line.level is Level.FAIL and "with jaxlib 0.11.2: " in line.found
-  assert line.remedy == "pip install --upgrade -e '.[cuda12]'"
+  assert line.remedy == f"{PIP} install --upgrade -e '.[cuda12]'"
 
 
 def test_each_that_is_bad_has_its_line():

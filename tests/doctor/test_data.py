@@ -4,6 +4,7 @@ import importlib.util
 
 import pytest
 
+from esper_jax import commands
 from esper_jax.data import cifar
 from esper_jax.doctor import data
 from esper_jax.doctor.report import Level
@@ -98,4 +99,4 @@ def test_images_need_pillow(images, monkeypatch):
   monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
   line = check(source=images)
   assert line.level is Level.FAIL
-  assert line.remedy == "pip install -e '.[images]'"
+  assert line.remedy == f"{commands.pip()} install -e '.[images]'"

@@ -45,7 +45,7 @@ def test_damage_fails_and_is_not_counted(store):
   assert failed.level is Level.FAIL
   assert str(first) in failed.found and "problems in " in failed.found
   assert f"verify --dir={store}`" in failed.remedy
-  assert count.found.startswith("1 artefacts and 1 damaged: ")
+  assert count.found.startswith("1 artefact and 1 damaged: ")
 
 
 def test_one_problem_in_the_users_own_layer(store, tmp_path, monkeypatch):

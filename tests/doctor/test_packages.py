@@ -1,9 +1,12 @@
 """Versions, beside what metadata asks for."""
 
+from esper_jax import commands
 from esper_jax.doctor import packages
 from esper_jax.doctor.report import Level, Line
 from esper_jax.doctor.settings import Settings
 from tests.doctor.installed import GOOD, finder
+
+PIP = commands.pip()
 
 
 def lines(python="3.12.1", **changes):
@@ -37,13 +40,13 @@ def test_a_python_that_is_too_old():
 def test_a_package_that_is_too_new_too_old_or_missing():
   found = bad(lines(jax="0.12.0", rich="12", numpy=None, flax=None))
   assert found["jax"].found == "0.12.0 (asked: <0.12,>=0.10)"
-  assert found["rich"].remedy == "pip install 'rich>=13'"
+  assert found["rich"].remedy == f"{PIP} install 'rich>=13'"
   assert found["numpy"][1:] == (
     Level.FAIL,
     "not installed",
-    "pip install 'numpy>=2'",
+    f"{PIP} install 'numpy>=2'",
   )
-  assert found["flax"].remedy == "pip install 'flax'"
+  assert found["flax"].remedy == f"{PIP} install 'flax'"
   assert {*found} == {"jax", "rich", "numpy", "flax"}
 
 

@@ -260,7 +260,15 @@ def test_the_end_names_every_file_and_how_it_ended():
 def test_an_interrupted_run_says_how_to_go_on():
   shown, stream = made()
   shown.finish(result(status="interrupted"), Path("runs/a"))
-  assert stream.getvalue().endswith("the same command resumes the run\n")
+  assert stream.getvalue().endswith(
+    "\nwith the workdir runs/a the same command resumes the run\n"
+  )
+  stream = io.StringIO()
+  shown = Console(stream=stream, command="python main.py --workdir=runs/a")
+  shown.finish(result(status="interrupted"), Path("runs/a"))
+  assert stream.getvalue().endswith(
+    "\nto resume the run: python main.py --workdir=runs/a\n"
+  )
   shown, stream = made()
   shown.finish(result(status="failed", reason="the loss is nan"), Path("a"))
   assert "\nfailed: the loss is nan\n" in stream.getvalue()

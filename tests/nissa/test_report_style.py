@@ -55,7 +55,7 @@ def test_what_is_drawn_can_be_seen(scheme):
 def test_letters_can_be_read_on_their_stages(scheme):
   colours = schemes()[scheme]
   for name in ("germinated", "training", "blending"):
-    assert contrast(colours["dark"], colours[name]) >= 3.0, name
+    assert contrast(colours["dark"], colours[name]) >= 4.5, name
   for name in ("holding", "fossilized", "culled"):
     assert contrast(colours["pale"], colours[name]) >= 3.0, name
 

@@ -101,7 +101,7 @@ def test_the_value_that_is_named_would_have_been_a_plateau(
   [
     (
       {"tamiyo__warmup_epochs": 14},
-      "no seed may be planted before 14 epochs are over, and the last by epoch"
+      "no seed may be planted before epoch 14 is over, and the last by epoch"
       " 10 of 16; lower --config.tamiyo.warmup_epochs, or raise"
       " --config.train.epochs",
     ),

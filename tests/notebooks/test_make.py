@@ -10,6 +10,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from esper_jax import commands
 from notebooks import make
 
 ROOT = Path(__file__).parents[2]
@@ -94,7 +95,7 @@ def test_check_writes_nothing_and_fails_until_it_is_done(tmp_path, capsys):
   before = contents(project(tmp_path))
   assert make.main(["--check"], root=tmp_path) == 1
   assert contents(tmp_path) == before
-  told = "notebooks/one.ipynb: run python -m notebooks.make\n"
+  told = f"notebooks/one.ipynb: run {commands.python()} -m notebooks.make\n"
   assert capsys.readouterr().out == told
   assert make.main([], root=tmp_path) == 0
   capsys.readouterr()
@@ -182,6 +183,14 @@ def checkout(folder: Path) -> Path:
 def test_where_it_is_there_nothing_is_installed(tmp_path):
   assert run_install_cell(tmp_path, before="", url=GITHUB) == ""
   assert run_install_cell(tmp_path, before="") == ""
+
+
+@pytest.mark.parametrize("url", ["", GITHUB])
+def test_where_only_matplotlib_is_missing_it_alone_is_installed(tmp_path, url):
+  there = 'lambda name: None if name == "matplotlib" else 1'
+  before = KERNEL.replace("lambda name: None", there)
+  told = run_install_cell(tmp_path, before=before, url=url)
+  assert told == "pip install --quiet matplotlib\n"
 
 
 def test_it_is_installed_from_the_repository(tmp_path):

@@ -1,5 +1,6 @@
 """What growth does with a policy's word."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -75,6 +76,35 @@ def test_what_is_not_legal_is_refused_with_a_reason(watch):
   assert refused["action"] == "fossilize"
   assert refused["reason"] == "the stage does not allow this move"
   assert run.result["germinated"] == 0
+
+
+@pytest.mark.parametrize("explained", [True, False])
+def test_a_cull_has_the_reason_of_its_decision(watch, explained):
+  def decide(observation):
+    sown, culled = at(1, 0, Action.GERMINATE), at(3, 0, Action.CULL)
+    late = observation.epoch == 3
+    return jax.tree.map(
+      lambda one, other: jnp.where(late, other, one),
+      sown(observation),
+      culled(observation),
+    )
+
+  def explain(decisions, observation, slots, blueprints):
+    del decisions, slots, blueprints
+    epoch = int(observation.epoch)
+    if epoch not in ((1, 3) if explained else (1,)):
+      return []
+    action = Action.GERMINATE if epoch == 1 else Action.CULL
+    return [Decision("slot1", action, "dense", "zero_out", "so", 0, 1.0)]
+
+  run = watch()
+  obey(run, decide, explain)
+  run.train()
+  (culled,) = [e for e in run.events if e["type"] == "culled"]
+  assert culled["epoch"] == 3
+  assert (culled["reason"] == "so") == explained
+  words = "so" if explained else "the policy culled it"
+  assert culled["reason"].endswith(words)
 
 
 def test_a_policy_is_asked_at_its_own_frequency(watch):

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from esper_jax import commands
 from esper_jax.urza import cli, listing
 from esper_jax.urza.device import Device
 from esper_jax.urza.registry import open_registry
@@ -92,7 +93,7 @@ def test_list_shows_only_what_was_asked_for(store, run):
     _, out, _ = run("list", *words)
     *lines, last = out.splitlines()
     assert [line[:12] for line in lines] == [key[:12] for key in keys]
-    assert last.startswith(f"{len(keys)} artefacts: ")
+    assert last.startswith(f"{commands.counted(len(keys), 'artefact')}: ")
 
 
 def test_on_a_gpu_the_summary_says_what_fits_it(store):
@@ -113,7 +114,7 @@ def test_list_shows_what_is_damaged_and_what_is_kept(store, run):
   code, out, _ = run("list")
   assert code == 0
   assert f"{ran[:12]}  DAMAGED: " in out
-  assert out.endswith("1 artefacts and 1 damaged: 0 run here (no GPU)\n")
+  assert out.endswith("1 artefact and 1 damaged: 0 run here (no GPU)\n")
   assert "kept: policies/p" in out
 
 
@@ -166,7 +167,7 @@ def test_an_archive_goes_out_and_in(store, run, capsys):
   assert capsys.readouterr().out == out
   assert making.registry(folder / "new").load(ran)
   code, out, _ = run("export", str(folder / "b.tar"), ran[:6])
-  assert out.startswith("1 artefacts")
+  assert out.startswith("1 artefact, ")
 
 
 def test_gc_says_what_it_deletes(store, run):
@@ -175,7 +176,7 @@ def test_gc_says_what_it_deletes(store, run):
   orphan = folder / making.registry(store[0] / "r").folders[0].write_blob(b"x")
   making.os.utime(orphan, (1e9, 1e9))
   size = orphan.stat().st_size
-  expected = f"{orphan}\n1 files, {size} bytes would be deleted\n"
+  expected = f"{orphan}\n1 file, {size} bytes would be deleted\n"
   assert run("gc", "--dry_run")[1] == expected
   assert run("gc")[1].endswith(f"{size} bytes deleted\n")
   assert not orphan.exists()

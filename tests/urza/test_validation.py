@@ -6,6 +6,7 @@ import re
 
 import pytest
 
+from esper_jax import commands
 from esper_jax.types import InputError
 from esper_jax.urza import (
   aot,
@@ -129,8 +130,7 @@ def test_the_interpreters_evidence_is_for_all_targets(registry):
   put(registry, target=75)
   mixed = validation.interpret_all(registry, validation.select(registry))
   assert mixed.text() == (
-    "interpret: 1 records, 0 failures, 2 already there (--again makes them"
-    " anew)"
+    "interpret: 1 record, 0 failures, 2 already there (--again makes them anew)"
   )
 
 
@@ -164,7 +164,7 @@ def test_a_kernel_that_crashes_the_interpreter_is_rejected(
   bad, good = put(registry, kernel, args), put(registry)
   assert validation.main(parse("--dir", str(folder))) == validation.REJECTED
   out = capsys.readouterr().out
-  assert "interpret: 2 records, 1 failures\n" in out
+  assert "interpret: 2 records, 1 failure\n" in out
   assert "the interpreter crashed (signal 11) on this kernel: are its" in out
   (record,) = records(registry, bad)
   assert record["ok"] is False and "signal 11" in record["reason"]
@@ -328,10 +328,10 @@ def test_without_a_gpu_it_says_what_is_left_to_do(
   assert "xla_aot: skipped" in out
   assert out.endswith(
     "gpu: compiled, not run: no GPU here; to finish, on a GPU machine with"
-    " '.[cuda12]' installed: python -m esper_jax.urza validate && python -m"
-    " benchmarks.kernels --json=kernels.json\n"
+    f" '.[cuda12]' installed: {commands.python()} -m esper_jax.urza validate &&"
+    f" {commands.python()} -m benchmarks.kernels --json=kernels.json\n"
   )
-  assert out.startswith(f"1 artefacts; evidence goes to {folder}\n")
+  assert out.startswith(f"1 artefact; evidence goes to {folder}\n")
   kinds = {r["kind"] for r in records(open_registry(str(folder)), artefact)}
   assert kinds == {"interpret"}
 
@@ -349,7 +349,7 @@ def test_a_folder_that_is_named_is_judged_by_itself(
   validation.interpret_all(home, [known])
   put(home, target=75)  # and what is only there is not judged
   assert validation.main(parse("--dir", str(folder))) == validation.OK
-  assert "interpret: 1 records, 0 failures\n" in capsys.readouterr().out
+  assert "interpret: 1 record, 0 failures\n" in capsys.readouterr().out
   alone = open_registry(layers=[folder])
   assert [r["kind"] for r in records(alone, here)] == ["interpret"]
   assert upkeep.verify(alone) == ()

@@ -117,7 +117,8 @@ def _tell(runs: Mapping[str, Run]) -> str:
     f"{best} has the highest validation accuracy, {percent(ends[best])};"
     f" {second} follows with {percent(ends[second])}, {points:.2f} points"
     " behind. One run of each says little about another seed: a claim needs"
-    " several, paired, with an interval (python -m benchmarks.evidence)."
+    " several, paired, with an interval"
+    " (.venv/bin/python -m benchmarks.evidence)."
   )
 
 

@@ -136,7 +136,7 @@ def read(
       entry = Entry(epoch, slot, "", blueprint, event.get("reason") or "")
       entry.contribution, entry.error = value, error
       entries.append(entry)
-    entry.outcome = _outcome(event, decided=bool(entry.action))
+    entry.outcome = _outcome(event, entry)
     if entry.seed is None and kind != "growth_cancelled":
       entry.seed = seed
     if event.get("contribution") is not None:
@@ -187,9 +187,9 @@ def _follow(seed: Seed, event: Mapping[str, Any]) -> None:
   seed.error = number(event.get("contribution_se"))
 
 
-def _outcome(event: Mapping[str, Any], *, decided: bool) -> str:
-  """In words; why, too, where the entry's reason is that of a decision."""
-  kind, epoch = event["type"], event["epoch"]
+def _outcome(event: Mapping[str, Any], entry: Entry) -> str:
+  """In words; why, too, where a decision gave another reason."""
+  kind, epoch, decided = event["type"], event["epoch"], bool(entry.action)
   if kind == "germinated":
     return f"planted after epoch {epoch}"
   if kind == "stage_changed":
@@ -202,4 +202,6 @@ def _outcome(event: Mapping[str, Any], *, decided: bool) -> str:
     "gate_refused": "refused" if decided else "held back by the gate",
   }
   why = event.get("reason") if decided else ""
+  if why == entry.reason:
+    return words[kind]
   return f"{words[kind]}: {why}" if why else words[kind]

@@ -19,7 +19,7 @@ from esper_jax.nissa.report.record import RUNNING, Run
 
 _HONEST = (
   "What growth was worth only a control can tell: {}, and compare the two with"
-  " python -m esper_jax.nissa report RUN CONTROL."
+  " .venv/bin/python -m esper_jax.nissa report RUN CONTROL."
 )
 _CONTROL = "train the same config with --control, or with tamiyo.policy=never"
 _CONTROL_OF_GROW = "call grow as before with policy='never' and another workdir"

@@ -15,14 +15,15 @@ from esper_jax.nissa.report.record import Run
 WIDTH = 1080
 _RIGHT, _TOP = 12, 8
 _LETTER = 7.2  # pixels of a character of a slot's name
+_ROOM = 10  # pixels of height that the letter of a stage takes
 # Stage -> (letter, share of the row's height).
 STAGES = {
-  "GERMINATED": ("G", 0.38),
-  "TRAINING": ("T", 0.52),
-  "BLENDING": ("B", 0.68),
-  "HOLDING": ("H", 0.84),
+  "GERMINATED": ("G", 0.46),
+  "TRAINING": ("T", 0.58),
+  "BLENDING": ("B", 0.72),
+  "HOLDING": ("H", 0.86),
   "FOSSILIZED": ("F", 1.0),
-  "CULLED": ("C", 0.38),
+  "CULLED": ("C", 0.46),
   "EMBARGOED": ("E", 0.12),
 }
 
@@ -124,7 +125,7 @@ def _block(
     role="img",
     aria_label=_label(run, slot, span),
   )
-  if end - start >= 10 and height * share >= 8:
+  if end - start >= 10 and height * share >= _ROOM:
     middle = (start + end) / 2
     yield tag(
       "text",

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 
+from esper_jax.commands import counted
 from esper_jax.kasmina.rules import last_planting, of_config
 from esper_jax.knobs import GIVEN
 from esper_jax.nissa.report.record import Run
@@ -69,11 +70,12 @@ def _too_short(run: Run, fits: list[int]) -> str:
   longer = f"raise {_key(run, 'train.epochs')}"
   if not fits:
     return (
-      f"a seed's life takes more than the run's {run.epochs} epochs; {longer}"
+      "a seed's life takes more than the run's"
+      f" {counted(run.epochs, 'epoch')}; {longer}"
     )
   first = run.config["tamiyo.warmup_epochs"]
   return (
-    f"no seed may be planted before {first} epochs are over, and the last by"
+    f"no seed may be planted before epoch {first} is over, and the last by"
     f" epoch {fits[-1]} of {run.epochs}; lower"
     f" {_key(run, 'tamiyo.warmup_epochs')}, or {longer}"
   )
@@ -81,7 +83,7 @@ def _too_short(run: Run, fits: list[int]) -> str:
 
 def _heuristic(run: Run, warm: list[int]) -> str:
   span, limit = (run.config[f"tamiyo.plateau_{n}"] for n in ("epochs", "delta"))
-  over = f"over {span} epoch{'s' * (span != 1)}"
+  over = f"over {counted(span, 'epoch')}"
   falls = _falls(run, span)
   judged = {epoch: falls[epoch] for epoch in warm if epoch in falls}
   if not judged:
@@ -124,8 +126,8 @@ def _periodic(run: Run, warm: list[int]) -> str:
   if any(e // period > (e - every) // period for e in warm):
     return ""
   return (
-    f"no period of {period} epochs ended between epoch {warm[0]} and epoch"
-    f" {warm[-1]}, the last by which a seed may be planted; lower"
+    f"no period of {counted(period, 'epoch')} ended between epoch {warm[0]} and"
+    f" epoch {warm[-1]}, the last by which a seed may be planted; lower"
     f" {_key(run, 'tamiyo.period_epochs')}, or raise"
     f" {_key(run, 'train.epochs')}"
   )
