@@ -316,6 +316,9 @@ def test_a_taken_name_is_refused_until_it_is_forgotten(registered):
   assert blueprints.get("scale") is SCALE
   with pytest.raises(InputError, match="'missing' is not registered"):
     blueprints.unregister("missing")
+  nearest = "the nearest is conv3x3. One of yours .*register_blueprint"
+  with pytest.raises(InputError, match=nearest):
+    blueprints.get("conv3x")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "2a", "conv_2", "é"])
