@@ -86,6 +86,14 @@ class Wide(nn.Module):
     return nn.Dense(5)(x)
 
 
+class Flat(nn.Module):
+  """Reads anything."""
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    return Net()(x.reshape(x.shape[0], -1), train=train)
+
+
 class Twice(nn.Module):
   """Has two slots of one name."""
 
@@ -108,7 +116,14 @@ def test_what_is_odd_and_not_wrong_is_said_at_the_start(capsys):
     " esper_jax.Slot(name='middle')(x, train=train))"
   ) in out
   grow(Net(), (X, Y), config=CONFIG)
-  assert "warning" not in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert "warning" not in out
+  assert "tamiyo   policy never: nothing will be planted\n" in out
+  assert "drawn once for all, is the test: 36 train" in out
+  assert out.count("3 classes") == 1
+  first = np.zeros((60, 1, 5, 5), np.uint8)
+  grow(Flat(), (first, Y), config={**CONFIG, "train.epochs": 1})
+  assert "warning  examples of 1x5x5 look like" in capsys.readouterr().out
 
 
 def test_a_run_in_which_nothing_is_planted_says_why(capsys):
@@ -116,7 +131,7 @@ def test_a_run_in_which_nothing_is_planted_says_why(capsys):
   grow(Net(), (X, Y), config=config)
   assert (
     "nothing was planted: a seed's life takes more than the run's 2 epochs;"
-    " raise config['train.epochs']\n"
+    " raise config['train.epochs'] to 11 or more\n"
   ) in capsys.readouterr().out
 
 
@@ -178,7 +193,7 @@ REFUSED = [
   (
     (Net(), (X, Y + 1)),
     {},
-    "the model gives float32[2, 3] for labels int32[2]",
+    "the model gives float32[2, 3] for labels int32[2]; the lowest label is 1",
   ),
   (
     (Net(), (X, Y)),

@@ -167,8 +167,9 @@ def act(
   )
   new = new.replace(growths=slots.growths + sown.sum(dtype=jnp.int32))
   first = float(_alphas(rules)[1])
-  new = _set(new, blend, stage=Stage.BLENDING, age=0, alpha=first)
-  new = _set(new, hold, stage=Stage.HOLDING, age=0)
+  new = _set(new, blend | hold, age=0, reason=0)
+  new = _set(new, blend, stage=Stage.BLENDING, alpha=first)
+  new = _set(new, hold, stage=Stage.HOLDING)
   return _fossilize(new, fossilize), refused
 
 

@@ -86,7 +86,8 @@ class SlotState(struct.PyTreeNode):
     embargo: int32. Epochs of rest left.
     fossils: int32. Seeds of this row that are permanent.
     quarantined: bool. Never germinates again.
-    reason: int32. Bits of the last refusal or cull (see `texts`).
+    reason: int32. Bits of the last refusal in this stage, or of the cull (see
+      `texts`).
     growths: int32 []. Germinations so far in the run.
   """
 

@@ -31,7 +31,7 @@ from esper_jax.tamiyo import rules, shepherd
 from esper_jax.tamiyo.heuristic import heuristic
 from esper_jax.tamiyo.observation import Decision, Decisions, Observation
 from esper_jax.tamiyo.rules import Rule, Settings, Words
-from esper_jax.types import Action, InputError, Path, PyTree, Stage
+from esper_jax.types import Action, InputError, Path, PyTree, Stage, counted
 
 LEARNED = "learned"  # see `tamiyo.learned`
 
@@ -233,8 +233,9 @@ def _obstacle(words: Words) -> str:
   o = words.observation
   stage = Stage(int(o.stage[words.row])).name
   return (
-    f"it cannot germinate there now (stage {stage}, {int(o.growths_left)}"
-    f" growths and {int(o.epochs_left)} epochs left)"
+    f"it cannot germinate there now (stage {stage},"
+    f" {counted(int(o.growths_left), 'growth')} and"
+    f" {counted(int(o.epochs_left), 'epoch')} left)"
   )
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo.observation import Decisions, Observation
-from esper_jax.types import Action, InputError, Path, PyTree
+from esper_jax.types import Action, InputError, Path, PyTree, counted
 
 
 class Settings(NamedTuple):
@@ -246,9 +246,10 @@ def periodic(settings: Settings) -> Rule:
 
   def sentence(words):
     epoch = int(words.observation.epoch)
+    period = counted(settings.period_epochs, "epoch")
     return (
-      f"after epoch {epoch} a period of {settings.period_epochs} epochs is"
-      f" over; {words.slots[words.row]} is next in turn"
+      f"after epoch {epoch} a period of {period} is over;"
+      f" {words.slots[words.row]} is next in turn"
     )
 
   return Rule(

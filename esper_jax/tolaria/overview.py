@@ -5,13 +5,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from esper_jax.data.splits import Dataset
 from esper_jax.kasmina import blueprints
-from esper_jax.kasmina.rules import Rules, last_planting
+from esper_jax.kasmina.rules import Rules, earliest_fossil, last_planting
 from esper_jax.knobs import GIVEN
 from esper_jax.tolaria import assembly, kernels, layout, replaying
 from esper_jax.tolaria.assembly import Parts, Timetable
 from esper_jax.tolaria.display import Display
 from esper_jax.tolaria.store import Store, environment
+from esper_jax.types import counted
 
 
 def show(
@@ -37,19 +39,17 @@ def show(
   lines = {
     "data": f"{data.source}: {len(data.train_labels)} train,"
     f" {len(data.validation_labels)} validation, {len(data.test_labels)}"
-    f" test" + (f", {data.num_classes} classes" if data.num_classes else ""),
+    f" test{_classes(data)}",
     "oona": f"events to {store.path / 'events.jsonl'}"
     + (f", and to {store.redis.describe()}" if store.redis else ""),
     "tamiyo": replaying.describe(config)
     if growth.replay is not None
-    else f"policy {parts.policy.name}, asked every"
-    f" {_count(config.tamiyo.adaptation_frequency, 'epoch')}, at most"
-    f" {_count(growth.rules.max_growths, 'growth')}{_deadline(growth.rules)}",
+    else _policy(parts.policy.name, growth.rules),
     "kasmina": f"{parts.title or config.host.name},"
-    f" {_count(parameters, 'parameter')},"
-    f" {_count(len(growth.slots), 'slot')}"
+    f" {counted(parameters, 'parameter')},"
+    f" {counted(len(growth.slots), 'slot')}"
     f" ({', '.join(growth.slots) or _no_slot(config)}),"
-    f" {_count(len(growth.blueprints), 'blueprint')}",
+    f" {counted(len(growth.blueprints), 'blueprint')}",
     "tolaria": f"{_length(timetable)}, batch {config.data.batch_size},"
     f" {config.optimizer.name} at {config.optimizer.learning_rate:g},"
     f" run in {store.path}",
@@ -57,10 +57,10 @@ def show(
     + layout.describe(config),
     "urza": kernels.describe(config),
   }
-  if parts.warning:
-    lines["warning"] = parts.warning
   for name, text in lines.items():
     display.part(name, text)
+  for text in parts.warnings:
+    display.part("warning", text)
   display.begin(
     epoch=epoch,
     epochs=timetable.epochs,
@@ -93,6 +93,13 @@ def slot_table(config: ConfigDict) -> list[dict[str, Any]]:
   return table
 
 
+def _classes(data: Dataset) -> str:
+  """How many there are, where the source does not say so."""
+  classes = f"{data.num_classes} classes"
+  told = not data.num_classes or classes in data.source
+  return "" if told else f", {classes}"
+
+
 def _no_slot(config: ConfigDict) -> str:
   """Says that a host cannot grow, and what a place to grow is."""
   if config.host.name == GIVEN:
@@ -103,16 +110,21 @@ def _no_slot(config: ConfigDict) -> str:
   return "none: it cannot grow; host.slots=all has every place"
 
 
-def _count(number: int, what: str) -> str:
-  return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
 def _length(timetable: Timetable) -> str:
   whole = timetable.epochs * timetable.steps_per_epoch
   if timetable.total_steps < whole:  # train.max_steps
-    return _count(timetable.total_steps, "step")
-  steps = _count(timetable.steps_per_epoch, "step")
-  return f"{_count(timetable.epochs, 'epoch')} of {steps}"
+    return counted(timetable.total_steps, "step")
+  steps = counted(timetable.steps_per_epoch, "step")
+  return f"{counted(timetable.epochs, 'epoch')} of {steps}"
+
+
+def _policy(name: str, rules: Rules) -> str:
+  """Who decides on growth, how often, and how much of it there may be."""
+  if name == "never":
+    return f"policy {name}: nothing will be planted"
+  every = counted(rules.adaptation_frequency, "epoch")
+  most = counted(rules.max_growths, "growth")
+  return f"policy {name}, asked every {every}, at most {most}{_deadline(rules)}"
 
 
 def _deadline(rules: Rules) -> str:
@@ -120,4 +132,8 @@ def _deadline(rules: Rules) -> str:
   last = last_planting(rules)
   if last:
     return f", the last by epoch {last}"
-  return f"; none, as a seed's life takes more than {rules.epochs} epochs"
+  shortest = earliest_fossil(rules.adaptation_frequency, rules)
+  return (
+    f"; none, as a seed's life needs {shortest} epochs, and the run has"
+    f" {rules.epochs}: raise train.epochs"
+  )

@@ -177,8 +177,9 @@ class Model:
         row |= {"blueprint": blueprints[r], "due": due, "reason": 0}
       elif actions[r] == Action.ADVANCE and row["stage"] == Stage.TRAINING:
         row |= {"stage": Stage.BLENDING, "age": 0, "alpha": self._alpha(1)}
+        row["reason"] = 0
       elif actions[r] == Action.ADVANCE:
-        row |= {"stage": Stage.HOLDING, "age": 0}
+        row |= {"stage": Stage.HOLDING, "age": 0, "reason": 0}
       elif actions[r] == Action.FOSSILIZE:
         self._fossilize(row)
       elif actions[r] == Action.CULL:

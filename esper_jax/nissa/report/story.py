@@ -7,6 +7,7 @@ from esper_jax.nissa.report import growth, unplanted
 from esper_jax.nissa.report.growth import Seed
 from esper_jax.nissa.report.record import RUNNING, Run, figures
 from esper_jax.nissa.table import duration, engineering, percent
+from esper_jax.types import counted
 
 # A number and its unit stay on one line.
 _UNITS = re.compile(r"(\d) (s|min|h|%|[MGTP]|nats)(?!\w)")
@@ -49,14 +50,14 @@ def _course(run: Run) -> str:
   if run.status == RUNNING:
     so_far = took.replace(" in ", " so far in ", 1) if took else ""
     return (
-      f"The run is under way: {_count(run.epochs, 'epoch')} of {run.planned} on"
-      f" {data}{so_far}."
+      f"The run is under way: {counted(run.epochs, 'epoch')} of {run.planned}"
+      f" on {data}{so_far}."
     )
   verb = {"completed": "completed", "interrupted": "was interrupted after"}
   reason = f" ({known['reason']})" if known["reason"] else ""
   return (
     f"The run {verb.get(run.status, 'failed after')}"
-    f" {_count(run.epochs, 'epoch')} ({known['steps']:,} steps) on"
+    f" {counted(run.epochs, 'epoch')} ({known['steps']:,} steps) on"
     f" {data}{took}{reason}."
   )
 
@@ -64,7 +65,7 @@ def _course(run: Run) -> str:
 def _size(run: Run) -> str:
   slots = len({name.partition("#")[0] for name in run.slots})
   first, last = run.initial_parameters, figures(run)["params_final"]
-  host = f"The host, {run.host} with {_count(slots, 'slot')},"
+  host = f"The host, {run.host} with {counted(slots, 'slot')},"
   if first is None or last is None:
     return ""
   if first == last:
@@ -95,7 +96,7 @@ def _grown(run: Run) -> str:
       names = _names(found) if fate == growth.FOSSILIZED else ""
       told.append(f"{len(found)} {verbs[len(found) > 1]} {words}{names}")
   listed = ", ".join(told[:-1]) + (" and " if told[:-1] else "") + told[-1]
-  return f"Policy {policy} planted {_count(len(seeds), 'seed')}: {listed}."
+  return f"Policy {policy} planted {counted(len(seeds), 'seed')}: {listed}."
 
 
 def _names(seeds: Sequence[Seed]) -> str:
@@ -130,7 +131,3 @@ def _figures(run: Run) -> str:
     told += f"; test accuracy, read once, is {percent(test)}"
   flops = engineering(known["total_flops"])
   return f"{told}. All of it took {flops} FLOPs."
-
-
-def _count(number: int, what: str) -> str:
-  return f"{number:,} {what}" + ("" if number == 1 else "s")

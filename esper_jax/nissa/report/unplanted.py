@@ -3,9 +3,14 @@
 import math
 from collections.abc import Callable
 
-from esper_jax.kasmina.rules import last_planting, of_config
+from esper_jax.kasmina.rules import (
+  earliest_fossil,
+  last_planting,
+  of_config,
+)
 from esper_jax.knobs import GIVEN
 from esper_jax.nissa.report.record import Run
+from esper_jax.types import counted
 
 _UNASKED = ("never", "replay")  # policies that decide on no growth
 _SLACK = 1e-4  # of a digit's unit; the policy judges in float32
@@ -66,22 +71,24 @@ def _no_slot(run: Run) -> str:
 
 
 def _too_short(run: Run, fits: list[int]) -> str:
-  longer = f"raise {_key(run, 'train.epochs')}"
+  first = run.config["tamiyo.warmup_epochs"]
+  needed = _needed(run, first)
+  longer = f"raise {_key(run, 'train.epochs')} to {needed} or more"
   if not fits:
     return (
-      f"a seed's life takes more than the run's {run.epochs} epochs; {longer}"
+      "a seed's life takes more than the run's"
+      f" {counted(run.epochs, 'epoch')}; {longer}"
     )
-  first = run.config["tamiyo.warmup_epochs"]
   return (
-    f"no seed may be planted before {first} epochs are over, and the last by"
-    f" epoch {fits[-1]} of {run.epochs}; lower"
+    f"no seed may be planted before {counted(first, 'epoch')} passed, and the"
+    f" last by epoch {fits[-1]} of {run.epochs}; lower"
     f" {_key(run, 'tamiyo.warmup_epochs')}, or {longer}"
   )
 
 
 def _heuristic(run: Run, warm: list[int]) -> str:
   span, limit = (run.config[f"tamiyo.plateau_{n}"] for n in ("epochs", "delta"))
-  over = f"over {span} epoch{'s' * (span != 1)}"
+  over = f"over {counted(span, 'epoch')}"
   falls = _falls(run, span)
   judged = {epoch: falls[epoch] for epoch in warm if epoch in falls}
   if not judged:
@@ -124,17 +131,16 @@ def _periodic(run: Run, warm: list[int]) -> str:
   if any(e // period > (e - every) // period for e in warm):
     return ""
   return (
-    f"no period of {period} epochs ended between epoch {warm[0]} and epoch"
-    f" {warm[-1]}, the last by which a seed may be planted; lower"
+    f"no period of {counted(period, 'epoch')} ended between epoch {warm[0]} and"
+    f" epoch {warm[-1]}, the last by which a seed may be planted; lower"
     f" {_key(run, 'tamiyo.period_epochs')}, or raise"
     f" {_key(run, 'train.epochs')}"
   )
 
 
 def _random(run: Run, warm: list[int]) -> str:
-  times = f"{len(warm)} time{'s' * (len(warm) != 1)}"
   return (
-    f"{times} nothing was drawn with probability"
+    f"{counted(len(warm), 'time')} nothing was drawn with probability"
     f" {run.config['tamiyo.probability']:g}; raise"
     f" {_key(run, 'tamiyo.probability')}, or give another {_key(run, 'seed')}"
   )
@@ -142,7 +148,25 @@ def _random(run: Run, warm: list[int]) -> str:
 
 def _schedule(run: Run) -> str:
   asked = [e for e in run.events if e["type"] == "decision"]
-  return str(asked[-1].get("reason")) if asked else ""
+  if not asked:
+    return ""
+  why = str(asked[-1].get("reason"))
+  first = min((entry[0] for entry in run.config["tamiyo.schedule"]), default=0)
+  needed = _needed(run, first)
+  if needed <= run.epochs:
+    return why
+  return (
+    f"{why}; a seed asked for after epoch {first} needs a run of {needed}"
+    f" epochs: raise {_key(run, 'train.epochs')}, or change"
+    f" {_key(run, 'tamiyo.schedule')}"
+  )
+
+
+def _needed(run: Run, first: int) -> int:
+  """Epochs of a run in which a seed of that epoch, or the next, can stay."""
+  rules = of_config(run.config, run.epochs)
+  every = rules.adaptation_frequency
+  return earliest_fossil(max(every, -(-first // every) * every), rules)
 
 
 def _key(run: Run, key: str) -> str:
