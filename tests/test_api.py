@@ -119,7 +119,7 @@ def test_what_is_odd_and_not_wrong_is_said_at_the_start(capsys):
   out = capsys.readouterr().out
   assert "warning" not in out
   assert "tamiyo   policy never: nothing will be planted\n" in out
-  assert "drawn once for all, is the test: 36 train" in out
+  assert "drawn once for all, is the test: 43 train" in out
   assert out.count("3 classes") == 1
   first = np.zeros((60, 1, 5, 5), np.uint8)
   grow(Flat(), (first, Y), config={**CONFIG, "train.epochs": 1})
@@ -131,7 +131,7 @@ def test_a_run_in_which_nothing_is_planted_says_why(capsys):
   grow(Net(), (X, Y), config=config)
   assert (
     "nothing was planted: a seed's life takes more than the run's 2 epochs;"
-    " raise config['train.epochs'] to 11 or more\n"
+    " raise config['train.epochs'] to 9 or more\n"
   ) in capsys.readouterr().out
 
 
