@@ -72,6 +72,12 @@ def test_a_run_and_its_resumption(capsys):
   logits = Net().apply(again.variables, X)
   np.testing.assert_allclose(shown.predict(X), logits, rtol=1e-5, atol=1e-6)
   assert repr(shown) == f"Grown(workdir={first.workdir!r})"
+  held = shown.data.validation_images, shown.data.validation_labels
+  right = shown.predict(held[0]).argmax(-1) == held[1]
+  assert float(right.mean()) == pytest.approx(again.result["val_accuracy"])
+  places = [np.flatnonzero((X == x).all(1))[0] for x in held[0]]
+  assert places == sorted(places)
+  assert (Y[places] == held[1]).all()
   with pytest.raises(
     InputError, match="^workdir=.* on other data.* another wor"
   ):

@@ -154,7 +154,7 @@ def nnx_blueprint(
 
 
 def _name_of(make: Any) -> str:
-  """The class or function that builds a module; else the class of what it is."""
+  """What builds a module, or else the class of what was given."""
   if isinstance(make, functools.partial):
     make = make.func
   return getattr(make, "__name__", type(make).__name__)
@@ -174,10 +174,8 @@ def _check_module(module: Any, x: jax.Array) -> None:
   """Refuses what is no NNX module, or takes more than x."""
   name = type(module).__name__
   if not isinstance(module, nnx.Module):
-    raise InputError(
-      f"from_nnx needs a Flax NNX module, and was built a {name}"
-    )
-  own = getattr(module, "__call__", None)
+    raise InputError(f"from_nnx needs an NNX module, and was built a {name}")
+  own = module.__call__ if callable(module) else None
   problem = uncallable(own, x)
   if not problem and "train" in inspect.signature(own).parameters:
     problem = "it takes train"

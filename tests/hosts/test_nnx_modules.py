@@ -158,11 +158,11 @@ def test_a_host_has_the_name_of_its_class():
     (Named, r"calls Named\(rngs\): .*lambda rngs: Named\(..., rngs=rngs\)"),
     (functools.partial(Sized, height=2), r"calls Sized\(rngs\): it takes"),
     (lambda: None, r"it takes \(\), too many"),
-    (lambda rngs: 3, "needs a Flax NNX module, and was built a int"),
+    (lambda rngs: 3, "needs an NNX module, and was built a int"),
     (lambda rngs: Named(rngs=rngs), "Named.__call__ is called with x alone"),
     (
       functools.partial(Told, 2),
-      r"Told.__call__ .*: it takes \(x, train\), mi",
+      r"Told.__call__ .*: it takes \(x, train\), ",
     ),
     (functools.partial(Asked, 2), "Asked.__call__ .*: it takes train; write"),
   ],

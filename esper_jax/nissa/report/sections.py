@@ -242,6 +242,8 @@ def config(run: Run) -> Markup:
   """All keys of the config, a table for each section."""
   grouped: dict[str, list[tuple[str, Any]]] = {}
   for key, value in sorted(run.config.items()):
+    if key == "data.name" and run.config["data.source"]:
+      value = "not read: data.source takes its place"
     section, _, name = key.rpartition(".")
     grouped.setdefault(section or "general", []).append((name, value))
   return tag(
