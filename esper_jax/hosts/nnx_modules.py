@@ -175,7 +175,7 @@ def _check_module(module: Any, x: jax.Array) -> None:
   name = type(module).__name__
   if not isinstance(module, nnx.Module):
     raise InputError(f"from_nnx needs an NNX module, and was built a {name}")
-  own = module.__call__ if callable(module) else None
+  own: Any = module.__call__ if callable(module) else None
   problem = uncallable(own, x)
   if not problem and "train" in inspect.signature(own).parameters:
     problem = "it takes train"
