@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from esper_jax import arguments, defaults
 from esper_jax import config as config_lib
 from esper_jax.data.inputs import check_examples
+from esper_jax.data.splits import Dataset
 from esper_jax.export.network import GrownNetwork
 from esper_jax.hosts import grown
 from esper_jax.hosts.host import Host
@@ -53,6 +54,10 @@ class Grown:
       of a run before this one has its generation in its key: "0:dense".
     host: the network as functions.
     preprocess: examples as they were given -> what the network reads.
+    data: the three splits as the run had them: `data.validation_images`,
+      `data.validation_labels`, `data.test_images` ..., in the order in which
+      they were given; gray images have a channel axis. Labels that were texts
+      are places in `data.classes`.
   """
 
   workdir: Path
@@ -60,6 +65,7 @@ class Grown:
   variables: dict[str, PyTree] = dataclasses.field(repr=False)
   host: Host = dataclasses.field(repr=False)
   preprocess: Callable[[jax.Array], jax.Array] = dataclasses.field(repr=False)
+  data: Dataset = dataclasses.field(repr=False)
   _given: Given = dataclasses.field(repr=False)
   _check: Callable[[Any], jax.Array] = dataclasses.field(repr=False)
 
@@ -222,6 +228,7 @@ def grow(
       {"params": params, **collections, **({"seeds": seeds} if seeds else {})},
       host,
       lambda examples: preprocess(check(examples), None),
+      trainer.parts.data,
       instead,
       check,
     )

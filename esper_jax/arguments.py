@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
-
 from esper_jax.data import given as given_data
 from esper_jax.data.datasets import NAMES
 from esper_jax.export.network import GrownNetwork
@@ -83,8 +81,7 @@ def take_model(
     _take_grown(model, variables, changes, given)
     return
   given["host"] = from_model(model)
-  own = isinstance(model, nn.Module)
-  given["title"] = type(model).__name__ if own else "host"
+  given["title"] = given["host"].title
   changes["host.name"] = GIVEN
 
 

@@ -12,11 +12,6 @@ from esper_jax.types import InputError, RunFailedError
 OK, FAILED, BAD_INPUT = 0, 1, 2
 
 
-def counted(number: int, what: str) -> str:
-  """A count with its noun: "1 epoch", "2 epochs"."""
-  return f"{number:,} {what}" + ("" if number == 1 else "s")
-
-
 def python() -> str:
   """How a command that is printed calls Python, to be pasted where one is.
 

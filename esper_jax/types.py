@@ -1,12 +1,14 @@
 """Records and names that cross package borders.
 
 Everything here is plain data: enumerations, frozen records and the two errors
-that the command line turns into exit codes; and how errors show an array.
+that the command line turns into exit codes; and how errors show an array, a
+number, or a function that does not fit.
 Nothing imports upward from here.
 """
 
 import dataclasses
 import enum
+import inspect
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -80,11 +82,29 @@ class SlotSpec:
     return (self.shape, self.dtype, self.kind, self.causal)
 
 
+def counted(number: int, what: str) -> str:
+  """A number and its noun, which ends in s where it is not one."""
+  return f"{number:,} {what}" + ("" if number == 1 else "s")
+
+
 def form(value: Any) -> str:
   """Says what an array is, "float32[8, 10]"; of anything else, its type."""
   if not hasattr(value, "shape"):
     return f"a {type(value).__name__}"
   return f"{value.dtype}[{', '.join(map(str, value.shape))}]"
+
+
+def uncallable(function: Any, *args: Any, **named: Any) -> str:
+  """Says why a function does not take these arguments; "" where it does."""
+  try:
+    signature = inspect.signature(function)
+  except (TypeError, ValueError):  # it is built in, and tells nothing
+    return "" if callable(function) else f"it is a {type(function).__name__}"
+  try:
+    signature.bind(*args, **named)
+  except TypeError as error:
+    return f"it takes {signature}, {error}"
+  return ""
 
 
 class InputError(ValueError):

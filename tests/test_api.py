@@ -72,6 +72,12 @@ def test_a_run_and_its_resumption(capsys):
   logits = Net().apply(again.variables, X)
   np.testing.assert_allclose(shown.predict(X), logits, rtol=1e-5, atol=1e-6)
   assert repr(shown) == f"Grown(workdir={first.workdir!r})"
+  held = shown.data.validation_images, shown.data.validation_labels
+  right = shown.predict(held[0]).argmax(-1) == held[1]
+  assert float(right.mean()) == pytest.approx(again.result["val_accuracy"])
+  places = [np.flatnonzero((X == x).all(1))[0] for x in held[0]]
+  assert places == sorted(places)
+  assert (Y[places] == held[1]).all()
   with pytest.raises(
     InputError, match="^workdir=.* on other data.* another wor"
   ):
@@ -84,6 +90,14 @@ class Wide(nn.Module):
   @nn.compact
   def __call__(self, x, *, train=False):
     return nn.Dense(5)(x)
+
+
+class Flat(nn.Module):
+  """Reads anything."""
+
+  @nn.compact
+  def __call__(self, x, *, train=False):
+    return Net()(x.reshape(x.shape[0], -1), train=train)
 
 
 class Twice(nn.Module):
@@ -108,7 +122,14 @@ def test_what_is_odd_and_not_wrong_is_said_at_the_start(capsys):
     " esper_jax.Slot(name='middle')(x, train=train))"
   ) in out
   grow(Net(), (X, Y), config=CONFIG)
-  assert "warning" not in capsys.readouterr().out
+  out = capsys.readouterr().out
+  assert "warning" not in out
+  assert "tamiyo   policy never: nothing will be planted\n" in out
+  assert "drawn once for all, is the test: 43 train" in out
+  assert out.count("3 classes") == 1
+  first = np.zeros((60, 1, 5, 5), np.uint8)
+  grow(Flat(), (first, Y), config={**CONFIG, "train.epochs": 1})
+  assert "warning  examples of 1x5x5 look like" in capsys.readouterr().out
 
 
 def test_a_run_in_which_nothing_is_planted_says_why(capsys):
@@ -116,7 +137,7 @@ def test_a_run_in_which_nothing_is_planted_says_why(capsys):
   grow(Net(), (X, Y), config=config)
   assert (
     "nothing was planted: a seed's life takes more than the run's 2 epochs;"
-    " raise config['train.epochs']\n"
+    " raise config['train.epochs'] to 9 or more\n"
   ) in capsys.readouterr().out
 
 
@@ -178,7 +199,7 @@ REFUSED = [
   (
     (Net(), (X, Y + 1)),
     {},
-    "the model gives float32[2, 3] for labels int32[2]",
+    "the model gives float32[2, 3] for labels int32[2]; the lowest label is 1",
   ),
   (
     (Net(), (X, Y)),

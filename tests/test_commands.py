@@ -102,8 +102,3 @@ def test_what_is_printed_can_be_pasted(tmp_path, monkeypatch):
   monkeypatch.chdir(gone)
   gone.rmdir()
   assert commands.python() == "python"
-
-
-def test_one_has_no_s():
-  told = [commands.counted(n, "epoch") for n in (0, 1, 2, 1200)]
-  assert told == ["0 epochs", "1 epoch", "2 epochs", "1,200 epochs"]

@@ -80,6 +80,8 @@ def test_own_model(tmp_path, monkeypatch, capsys):
   assert f"{grown['test_accuracy']} " in out
   assert names["grown"].workdir.parent == Path("runs")
   np.testing.assert_allclose(names["logits"], names["same"], atol=1e-5)
+  right = (names["guesses"] == names["data"].validation_labels).mean()
+  assert float(right) == pytest.approx(grown["val_accuracy"])
   predicted = names["loaded"](names["images"][:5])
   np.testing.assert_allclose(names["logits"], predicted, atol=1e-4)
   assert "0:dense" in names["further"].variables["seeds"]["middle"]

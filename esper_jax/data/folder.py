@@ -123,6 +123,11 @@ def _find(path: Path) -> tuple[list[_File], list[str]]:
       f"data.source: '{path}' has {' and '.join(given)} but not both train and"
       " test; have both, with a folder per class in each, or neither"
     )
+  if given and "validation" in there:
+    raise InputError(
+      f"data.source: '{there['validation']}' is none of {', '.join(_SPLITS)};"
+      " did you mean val? Rename it, or move it elsewhere"
+    )
   splits = {name: there[name] for name in given} or {"train": path}
   classes = [folder.name for folder in _folders(splits["train"])]
   if len(classes) < 2:

@@ -8,6 +8,7 @@ import grain
 import numpy as np
 
 from esper_jax.data.splits import Split, Splits
+from esper_jax.knobs import nearest
 from esper_jax.types import InputError, form
 
 _SPLITS = ("train", "validation", "test")
@@ -34,9 +35,11 @@ def read(data: Any) -> Splits:
   by_split = data if isinstance(data, Mapping) else {"train": data}
   unknown = [name for name in by_split if name not in _SPLITS]
   if unknown or "train" not in by_split:
+    hints = [f"'{nearest(str(n), _SPLITS)}' for '{n}'" for n in unknown]
+    hint = f": did you mean {' and '.join(hints)}?" if hints else ""
     raise InputError(
       f"data has the splits {', '.join(map(repr, by_split)) or 'none'}; give"
-      " 'train', and 'validation' and 'test' where you have them"
+      f" 'train', and 'validation' and 'test' where you have them{hint}"
     )
   arrays = {name: _arrays(by_split[name], name) for name in by_split}
   arrays, names = _classes(arrays)
@@ -78,7 +81,8 @@ def _arrays(data: Any, name: str) -> Split:
       f"data: '{name}' is a {type(data).__name__}; give (examples, labels) or a"
       " grain.MapDataset, and splits of yours as {'train': ..., 'test': ...}"
     )
-  examples, labels = (np.asarray(part) for part in data)
+  examples = _as_array(data[0], "examples", name)
+  labels = _as_array(data[1], "labels", name)
   if not examples.ndim or examples.shape[:1] != labels.shape[:1]:
     raise InputError(
       f"data: '{name}' has examples {form(examples)} and labels"
@@ -87,6 +91,16 @@ def _arrays(data: Any, name: str) -> Split:
   if not labels.size:
     raise InputError(f"data: '{name}' is empty; give examples")
   return _as_examples(examples, name), _as_labels(labels, name)
+
+
+def _as_array(values: Any, what: str, name: str) -> np.ndarray:
+  try:
+    return np.asarray(values)
+  except ValueError as error:  # rows of unequal lengths, for one
+    raise InputError(
+      f"data: the {what} of '{name}' make no array ({error}); give all of them"
+      " one shape, such as images of one size"
+    ) from None
 
 
 def _as_examples(examples: np.ndarray, name: str) -> np.ndarray:

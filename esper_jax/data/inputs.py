@@ -72,6 +72,11 @@ def _wrong_shape(
     return ""
   if _agree(sizes, shape) or bare and _agree(sizes, bare):
     return "of one example give a batch of one, x[None]"
+  if dtype == _IMAGES and _agree(sizes[1:], shape[:-1]):
+    return (
+      f"the channels are missing, of gray images too: give {shape[-1]},"
+      f" np.repeat(images[..., None], {shape[-1]}, axis=-1)"
+    )
   if len(sizes) in (len(shape) + 1, len(bare or shape) + 1):
     return "give examples of the shape that it was trained on"
   return "give a batch of examples as in training"

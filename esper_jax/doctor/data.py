@@ -10,6 +10,7 @@ from esper_jax.data import cifar, datasets, folder
 from esper_jax.doctor.report import Level, Line, without_paths
 from esper_jax.doctor.settings import Settings
 from esper_jax.knobs import FOLDER
+from esper_jax.types import counted
 
 ITEM = "data"
 
@@ -61,7 +62,7 @@ def _configured(options: Mapping[str, Any]) -> Line:
 def _images(place: Path) -> Line:
   """Images are found but not decoded: that takes long, and fills a cache."""
   count, classes = folder.count(place)
-  found = f"{commands.counted(count, 'image')} in {classes} classes"
+  found = f"{counted(count, 'image')} in {classes} classes"
   if importlib.util.find_spec("PIL") is None:
     remedy = f"{commands.pip()} install -e '.[images]'"
     return Line(ITEM, Level.FAIL, f"{found}, but no Pillow", remedy)

@@ -92,3 +92,8 @@ def _verify(argv: Sequence[str]) -> None:
     f"{flags.folder}: {', '.join(found.files)} are as exported; the lineage of"
     f" {found.changes} entries leads to them\nhead {found.head}"
   )
+  if found.others:
+    print(
+      f"note: not of the export, and not checked: {', '.join(found.others)}",
+      file=sys.stderr,
+    )

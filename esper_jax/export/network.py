@@ -15,7 +15,8 @@ from esper_jax.hosts.host import Host, from_model
 from esper_jax.hosts.registry import make_host
 from esper_jax.kasmina import blueprints
 from esper_jax.knobs import GIVEN
-from esper_jax.oona.lineage import PROGRAM, TOPOLOGY
+from esper_jax.oona import lineage
+from esper_jax.oona.lineage import PROGRAM, TOPOLOGY, WEIGHTS
 from esper_jax.tolaria.given import misfit, shapes_of
 from esper_jax.types import InputError, PyTree
 
@@ -66,6 +67,10 @@ class GrownNetwork:
     slots = tuple({record["slot"]: None for record in records})
     module = make_host(**host, slots=slots, dtype=self._dtype)
     self._host = grown.as_host(module, records, slots=())
+
+  def __repr__(self) -> str:
+    """Without the variables, which are long."""
+    return f"GrownNetwork(folder={self.folder!r})"
 
   @property
   def classes(self) -> tuple[str, ...]:
@@ -120,13 +125,19 @@ class GrownNetwork:
 
 
 def load_grown(
-  path: str | Path, *, model: nn.Module | Host | None = None
+  path: str | Path,
+  *,
+  model: nn.Module | Host | None = None,
+  verify: bool = True,
 ) -> GrownNetwork:
   """Loads a network that an export wrote.
 
   Args:
     path: the folder.
-    model: what `grow` was given, where the network is a user's; else None.
+    model: what `grow` was given, where the network is a user's; else None. It
+      must have the same names and shapes; what it computes is not compared.
+    verify: whether the files that are read must have the SHA-256 that
+      lineage.json says; False: no lineage is needed.
 
   Returns:
     A network to call: `load_grown(path)(inputs)`; for a program of your own,
@@ -134,11 +145,13 @@ def load_grown(
     as a model, to go on with it.
 
   Raises:
-    InputError: a file is missing or damaged, of another schema, a blueprint
-      is not registered, or the model is missing or another one.
-      `python -m esper_jax.export verify` says more.
+    InputError: a file is missing, was changed or is of another schema, a
+      blueprint is not registered, or the model is missing or another one.
+      `python -m esper_jax.export verify` checks every file, and the history.
   """
   folder = Path(path)
+  if verify:
+    lineage.check_files(folder, (TOPOLOGY, WEIGHTS))
   topology, variables = grown.read(folder)
   given = _given(folder, topology["host"], model)
   try:

@@ -188,9 +188,9 @@ def compare(
     Format -> largest absolute difference of an output; NaN where either is.
   """
   formats: dict[str, Callable[[], Any]] = {
-    "load_grown": lambda: jax.jit(load_grown(folder, model=model).__call__)(
-      inputs
-    ),
+    "load_grown": lambda: jax.jit(
+      load_grown(folder, model=model, verify=False).__call__
+    )(inputs),
     MODULE: lambda: plain_running.network(folder / MODULE, inputs),
     SEEDS: lambda: plain_running.slots(folder / SEEDS, inputs, model),
     PROGRAM: lambda: stablehlo.run((folder / PROGRAM).read_bytes(), inputs),

@@ -5,7 +5,6 @@ depth, strength, input (see `export.topology`). Its parameters are a module of
 that name beside those of the host (see `hosts.naming`).
 """
 
-import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path as FilePath
 from typing import Any
@@ -14,7 +13,6 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from esper_jax import commands
 from esper_jax.hosts import naming
 from esper_jax.hosts.host import Host, from_linen
 from esper_jax.kasmina import blueprints, surgery
@@ -26,14 +24,10 @@ from esper_jax.kasmina.slot import (
   seeds_at,
   with_seeds_at,
 )
-from esper_jax.oona.lineage import TOPOLOGY, WEIGHTS
+from esper_jax.oona import lineage
 from esper_jax.types import InputError, Path, PyTree, SlotSpec
 
 SCHEMA = 1  # of topology.json
-_WRITTEN = (
-  f"give a folder that `{commands.python()} -m esper_jax.export RUN --to=DIR`,"
-  " or export() of what grow() returned, wrote"
-)
 Record = Mapping[str, Any]
 Variables = Mapping[str, PyTree]  # collection -> module -> ...
 
@@ -47,30 +41,15 @@ def read(folder: FilePath) -> tuple[dict[str, Any], dict[str, PyTree]]:
   Raises:
     InputError: a file is missing or damaged, or of another schema.
   """
-  if not folder.is_dir():
-    raise InputError(f"{folder}: no such folder; {_WRITTEN}")
-  path, weights = folder / TOPOLOGY, folder / WEIGHTS
-  try:
-    topology = json.loads(_bytes(path))
-  except ValueError as error:
-    raise InputError(
-      f"{path} is not JSON ({error}); export the run again"
-    ) from error
+  path, weights = folder / lineage.TOPOLOGY, folder / lineage.WEIGHTS
+  topology = lineage.read_object(path)
   if topology.get("schema") != SCHEMA:
     raise InputError(
       f"{path} has schema {topology.get('schema')!r}, this version reads"
       f" {SCHEMA}; export the run again, or use the version that wrote it"
     )
-  return topology, naming.from_bytes(_bytes(weights), str(weights))
-
-
-def _bytes(path: FilePath) -> bytes:
-  try:
-    return path.read_bytes()
-  except OSError as error:
-    raise InputError(
-      f"cannot read {path}: {error.strerror}; {_WRITTEN}"
-    ) from error
+  data = lineage.read_bytes(weights)
+  return topology, naming.from_bytes(data, str(weights))
 
 
 def as_host(

@@ -20,11 +20,13 @@ class Host(NamedTuple):
       [batch, classes], collections, seeds). `seeds` is the tree of planted
       seeds ({} when dormant); key is consumed by dropout.
     module: the Linen module that it wraps, if it wraps one.
+    title: for people: the class of what it wraps.
   """
 
   init: Callable[[jax.Array, jax.Array], tuple[PyTree, dict[str, PyTree]]]
   apply: Callable[..., tuple[jax.Array, dict[str, PyTree], dict[str, Any]]]
   module: nn.Module | None = None
+  title: str = "host"
 
 
 def from_model(model: Any) -> Host:
@@ -85,4 +87,4 @@ def from_linen(module: nn.Module) -> Host:
     new = {name: updated.get(name, collections[name]) for name in collections}
     return logits, new, dict(updated.get("seeds", {}))
 
-  return Host(init, apply, module)
+  return Host(init, apply, module, type(module).__name__)

@@ -6,6 +6,8 @@ and put in for each call (`nnx.merge`).
 """
 
 import contextvars
+import functools
+import inspect
 import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,7 +19,7 @@ from flax import nnx
 from esper_jax.hosts.host import Host
 from esper_jax.kasmina.blueprints import Blueprint
 from esper_jax.kasmina.slot import apply_slot
-from esper_jax.types import Path, PyTree, SlotSpec
+from esper_jax.types import InputError, Path, PyTree, SlotSpec, uncallable
 
 _STATE = "state"  # collection of what is no parameter: batch statistics ...
 _KINDS = {2: "features", 3: "tokens", 4: "nhwc"}
@@ -65,12 +67,31 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Host:
   Dropout and batch statistics follow `module.train()` and `module.eval()`.
 
   Args:
-    make: builds the module; called with abstract values too.
+    make: builds the module, called as `make(rngs)`, with abstract values too: a
+      class, or `functools.partial(Net, width=16)`.
+
+  Raises:
+    InputError: it is a module, or cannot be called so; in `init`: what it
+      builds is no NNX module, or not called with x alone.
   """
+  name = _name_of(make)
+  if isinstance(make, nnx.Module) or not callable(make):
+    raise InputError(
+      f"from_nnx was given {name} itself, not what builds it; give the class,"
+      f" from_nnx({type(make).__name__}), or a function of rngs"
+    )
+  problem = _misfit(make, "rngs")
+  if problem:
+    raise InputError(
+      f"from_nnx calls {name}(rngs): {problem}; give"
+      f" functools.partial({name}, ...) with the other arguments, or lambda"
+      f" rngs: {name}(..., rngs=rngs)"
+    )
 
   def init(key: jax.Array, x: jax.Array) -> tuple[PyTree, dict[str, PyTree]]:
-    del x
-    params, rest = _take(make(nnx.Rngs(key)))
+    module = make(nnx.Rngs(key))
+    _check_module(module, x)
+    params, rest = _take(module)
     return params, {_STATE: rest} if rest else {}
 
   def apply(
@@ -94,7 +115,7 @@ def from_nnx(make: Callable[[nnx.Rngs], nnx.Module]) -> Host:
     _, rest = _take(module)
     return logits, {_STATE: rest} if rest else {}, call.seeds
 
-  return Host(init, apply)
+  return Host(init, apply, title=name if name.isidentifier() else "host")
 
 
 def nnx_blueprint(
@@ -130,6 +151,40 @@ def nnx_blueprint(
     return y, _take(module)[1] if train else state
 
   return Blueprint(name, init, apply, kinds, zero)
+
+
+def _name_of(make: Any) -> str:
+  """What builds a module, or else the class of what was given."""
+  if isinstance(make, functools.partial):
+    make = make.func
+  return getattr(make, "__name__", type(make).__name__)
+
+
+def _misfit(make: Any, *args: Any) -> str:
+  """Why a class or a function does not take arguments; "" where it does."""
+  named: dict[str, Any] = {}
+  if isinstance(make, functools.partial):
+    args, named, make = (*make.args, *args), make.keywords, make.func
+  if isinstance(make, type):  # NNX hides what a class takes
+    return uncallable(make.__init__, None, *args, **named)
+  return uncallable(make, *args, **named)
+
+
+def _check_module(module: Any, x: jax.Array) -> None:
+  """Refuses what is no NNX module, or takes more than x."""
+  name = type(module).__name__
+  if not isinstance(module, nnx.Module):
+    raise InputError(f"from_nnx needs an NNX module, and was built a {name}")
+  own: Any = module.__call__ if callable(module) else None
+  problem = uncallable(own, x)
+  if not problem and "train" in inspect.signature(own).parameters:
+    problem = "it takes train"
+  if problem:
+    raise InputError(
+      f"{name}.__call__ is called with x alone: {problem}; write def"
+      " __call__(self, x), as dropout and norms follow module.train() and"
+      " module.eval()"
+    )
 
 
 def _run(module: Any, x: jax.Array, *, train: bool) -> jax.Array:

@@ -26,7 +26,8 @@ import numpy as np
 
 from esper_jax.kasmina.builtin_blueprints import BUILT_IN
 from esper_jax.kasmina.layers import conv as conv
-from esper_jax.types import InputError, PyTree, SlotSpec
+from esper_jax.knobs import nearest
+from esper_jax.types import InputError, PyTree, SlotSpec, form
 
 
 class Init(Protocol):
@@ -161,8 +162,9 @@ def get(name: str) -> Blueprint:
   if name not in _REGISTRY:
     raise InputError(
       f"blueprint '{name}' is not registered: known are"
-      f" {', '.join(_REGISTRY)}; a module that registers more can be listed"
-      " in --config.urza.modules"
+      f" {', '.join(_REGISTRY)}; the nearest is {nearest(name, _REGISTRY)}."
+      " One of yours is registered first, by esper_jax.register_blueprint, or"
+      " in a module that --config.urza.modules lists"
     )
   return _REGISTRY[name]
 
@@ -285,7 +287,8 @@ def check_blueprint(blueprint: Blueprint, spec: SlotSpec) -> None:
         _check_types(blueprint, spec, dtype, train)
     problems = _problems(blueprint, spec, jax.random.key(0))
   except InputError as error:
-    raise InputError(f"{where}: {error}") from error
+    text = str(error).removeprefix(f"blueprint '{blueprint.name}' ")
+    raise InputError(f"{where}: {text}") from error
   except Exception as error:
     reason = (str(error).splitlines() or [""])[0]
     raise InputError(
@@ -317,10 +320,13 @@ def _check_types(
     functools.partial(blueprint.apply, train=train), params, state, x, key=key
   )
   if (y.shape, y.dtype) != (x.shape, x.dtype):
-    raise InputError(
-      f"apply makes {y.dtype}{list(y.shape)} of {x.dtype}{list(x.shape)}:"
-      " both must be equal"
-    )
+    advice = "both must be equal"
+    if y.shape == x.shape:
+      advice = (
+        "compute in the dtype of x: give layers dtype=spec.dtype, or cast"
+        " parameters by .astype(x.dtype)"
+      )
+    raise InputError(f"apply makes {form(y)} of {form(x)}: {advice}")
   if new_state != state:
     raise InputError(
       "apply returns a state whose structure, shapes or dtypes are not those"

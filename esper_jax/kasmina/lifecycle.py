@@ -168,8 +168,9 @@ def act(
   new = new.replace(growths=slots.growths + sown.sum(dtype=jnp.int32))
   first = float(_alphas(rules)[1])
   # Why a gate refused before says nothing of the gates to come.
-  new = _set(new, blend, stage=Stage.BLENDING, age=0, alpha=first, reason=0)
-  new = _set(new, hold, stage=Stage.HOLDING, age=0, reason=0)
+  new = _set(new, blend | hold, age=0, reason=0)
+  new = _set(new, blend, stage=Stage.BLENDING, alpha=first)
+  new = _set(new, hold, stage=Stage.HOLDING)
   return _fossilize(new, fossilize), refused
 
 

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from esper_jax.nissa.live import Panel
-from esper_jax.nissa.report import record
-from esper_jax.nissa.report.unplanted import sentence
+from esper_jax.nissa.report import ending, record, unplanted
 from esper_jax.nissa.table import duration, result_table
 from esper_jax.tolaria.display import TrainingMetrics
 from esper_jax.types import InputError
@@ -124,9 +123,8 @@ class Console:
     status = result["status"]
     reason = f": {result['reason']}" if result["reason"] else ""
     self._line(f"{status}{reason}")
-    unplanted = self._verbosity and not result["germinated"]
-    if unplanted and (why := _why_unplanted(workdir)):
-      self._line(why)
+    if self._verbosity and (remark := _remark(result, workdir)):
+      self._line(remark)
     for name in ("result.json", "events.jsonl", "metrics.jsonl", "checkpoints"):
       self._line(f"  {workdir / name}")
     if (workdir / "report.html").exists():
@@ -185,10 +183,13 @@ def how_to_resume(workdir: Path, command: str = "") -> str:
   return f"with the workdir {workdir} the same command resumes the run"
 
 
-def _why_unplanted(workdir: Path) -> str:
-  """Why nothing was planted; "" where the run's files do not tell."""
+def _remark(result: Mapping[str, Any], workdir: Path) -> str:
+  """Why nothing was planted, or what the end culled, as far as files tell."""
+  if result["germinated"] and not result["culled"]:
+    return ""
+  say = ending.sentence if result["germinated"] else unplanted.sentence
   try:
-    return sentence(record.read(workdir))
+    return say(record.read(workdir))
   except InputError:
     return ""
 

@@ -33,10 +33,12 @@ def result_rows(
   Args:
     results: as for `result_table`; figures that are not known yet are None.
   """
-  rows = [
+  figures = [
     (label, *(cell(result) for result in results.values()))
-    for label, cell in _FIGURES
+    for label, cell in (*_ACCURACIES, *_FIGURES)
   ]
+  first = len(_ACCURACIES)
+  rows = figures[:first] + _metric_rows(results) + figures[first:]
   return rows + _slot_rows(results)
 
 
@@ -69,6 +71,11 @@ def format_slots(rows: Sequence[Mapping[str, Any]]) -> str:
 def percent(value: float | None) -> str:
   """An accuracy of 0 to 1 in per cent."""
   return _MISSING if value is None else f"{100 * value:.2f} %"
+
+
+def figure(value: Any) -> str:
+  """A metric of one's own."""
+  return _MISSING if value is None else f"{float(value):.4g}"
 
 
 def engineering(value: float | None) -> str:
@@ -109,6 +116,24 @@ def _share(share: float | None, budget: float) -> str:
   return f"{percent(share)}{over}"
 
 
+def _metric_rows(
+  results: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[str, ...]]:
+  """The means of metrics of one's own, which are read when a run is over."""
+  read = [result.get("metrics") or {} for result in results.values()]
+  names = dict.fromkeys(
+    (split, name) for one in read for split in one for name in one[split]
+  )
+  ends = {"test": "(read once)"}
+  return [
+    (
+      f"{split} {name} {ends.get(split, 'at the end')}",
+      *(figure(one.get(split, {}).get(name)) for one in read),
+    )
+    for split, name in names
+  ]
+
+
 def _slot_rows(
   results: Mapping[str, Mapping[str, Any]],
 ) -> list[tuple[str, ...]]:
@@ -137,13 +162,15 @@ def _slot_cell(result: Mapping[str, Any], name: str) -> str:
   return text
 
 
-_FIGURES = (
+_ACCURACIES = (
   (
     "validation accuracy before growth",
     lambda r: percent(r["val_accuracy_before_growth"]),
   ),
   ("validation accuracy at the end", lambda r: percent(r["val_accuracy"])),
   ("test accuracy (read once)", lambda r: percent(r["test_accuracy"])),
+)
+_FIGURES = (
   ("parameters at the start", lambda r: _count(r["params_initial"])),
   ("parameters at the end", lambda r: _count(r["params_final"])),
   ("training FLOPs", lambda r: engineering(r["train_flops"])),

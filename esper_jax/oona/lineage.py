@@ -36,6 +36,10 @@ _CHANGES = (
 )
 _OF_PROCESS = ("v", "seq")  # entries of an event that say nothing of growth
 _AGAIN = "export the run again"
+_GIVE = (
+  f"give a folder that `{commands.python()} -m esper_jax.export RUN --to=DIR`,"
+  " or export() of what grow() returned, wrote"
+)
 
 Entry = dict[str, Any]
 _Name = tuple[int, str, str]  # of a seed: generation, slot, key
@@ -48,11 +52,13 @@ class Verified(NamedTuple):
     files: names, those of the last entry and the lineage itself.
     changes: how many entries there are.
     head: SHA-256 of the last entry.
+    others: names of what else is in the folder; nothing is known of it.
   """
 
   files: tuple[str, ...]
   changes: int
   head: str
+  others: tuple[str, ...] = ()
 
 
 def changes(events: str | os.PathLike, *, before: int) -> list[dict[str, Any]]:
@@ -89,14 +95,14 @@ def head_of(folder: str | os.PathLike) -> str:
   Raises:
     InputError: there is no lineage, or it was changed.
   """
-  document = _read(Path(folder) / LINEAGE)
+  document = read_object(Path(folder) / LINEAGE)
   _entries(document, Path(folder) / LINEAGE)
   return document["head"]
 
 
 def story(folder: str | os.PathLike) -> list[Entry]:
   """The entries of an export's lineage, to go on from: see `chain`."""
-  document = _read(Path(folder) / LINEAGE)
+  document = read_object(Path(folder) / LINEAGE)
   return [
     {k: v for k, v in entry.items() if k != "previous"}
     for entry in _entries(document, Path(folder) / LINEAGE)
@@ -187,37 +193,65 @@ def verify(folder: str | os.PathLike, *, head: str = "") -> Verified:
     InputError: names the first file or entry that is not what it was.
   """
   root = Path(folder)
-  document = _read(root / LINEAGE)
+  document = read_object(root / LINEAGE)
   entries = _entries(document, root / LINEAGE)
-  files = entries[-1].get("files")
-  if not isinstance(files, dict):
-    raise InputError(
-      f"{root / LINEAGE} was changed: its last entry binds no files; {_AGAIN}"
-    )
+  files = _bound(entries, root)
   if head and head != document["head"]:
     raise InputError(
       f"{root / LINEAGE} is not the lineage that was asked for: its head is"
       f" {document['head']}, not {head}"
     )
   for name, wanted in sorted(files.items()):
-    path = root / name
-    if not path.is_file():
-      raise InputError(f"{path} is missing; restore it, or {_AGAIN}")
-    if hash_file(path) != wanted:
-      raise InputError(
-        f"{path} was changed: its SHA-256 is not the one in {LINEAGE};"
-        f" restore it, or {_AGAIN}"
-      )
+    _check_file(root / name, wanted)
   for name in FILES:
     if name not in files and (root / name).exists():
       raise InputError(
         f"{root / name} is not of this export ({LINEAGE} does not bind it);"
         " remove it"
       )
-  topology = _read(root / TOPOLOGY)
+  topology = read_object(root / TOPOLOGY)
   check_seeds(entries, topology, str(root / LINEAGE))
   names = (*sorted(files), LINEAGE)
-  return Verified(names, len(entries), document["head"])
+  others = {path.name for path in root.iterdir()} - {*names}
+  return Verified(names, len(entries), document["head"], tuple(sorted(others)))
+
+
+def check_files(folder: str | os.PathLike, names: Iterable[str]) -> None:
+  """Checks some files of an export, as `verify` does all of them.
+
+  Args:
+    folder: of the export.
+    names: of the files.
+
+  Raises:
+    InputError: names the first file, or the entry of the lineage, that is not
+      what it was.
+  """
+  root = Path(folder)
+  entries = _entries(read_object(root / LINEAGE), root / LINEAGE)
+  files = _bound(entries, root)
+  for name in names:
+    _check_file(root / name, files.get(name))
+
+
+def _check_file(path: Path, wanted: str | None) -> None:
+  if not path.is_file():
+    raise InputError(f"{path} is missing; restore it, or {_AGAIN}")
+  if hash_file(path) != wanted:
+    raise InputError(
+      f"{path} was changed: its SHA-256 is not the one in {LINEAGE};"
+      f" restore it, or {_AGAIN}"
+    )
+
+
+def _bound(entries: list[Entry], root: Path) -> dict[str, str]:
+  """File name -> SHA-256, as the last entry has them."""
+  files = entries[-1].get("files")
+  if not isinstance(files, dict):
+    raise InputError(
+      f"{root / LINEAGE} was changed: its last entry binds no files; {_AGAIN}"
+    )
+  return files
 
 
 def _entries(document: Mapping[str, Any], path: Path) -> list[Entry]:
@@ -235,10 +269,11 @@ def _entries(document: Mapping[str, Any], path: Path) -> list[Entry]:
   previous = _NOTHING
   for number, entry in enumerate(entries, start=1):
     if entry.get("previous") != previous:
-      raise InputError(
-        f"{path} was changed: entry {number} of {len(entries)} does not follow"
-        f" from the one before; restore it, or {_AGAIN}"
-      )
+      what = "is not the one that the next follows from"
+      if number == 1:
+        what = "does not follow from nothing"
+      what = f"entry {max(1, number - 1)} of {len(entries)} {what}"
+      raise InputError(f"{path} was changed: {what}; restore it, or {_AGAIN}")
     previous = _hash(entry)
   if document.get("head") != previous:
     raise InputError(
@@ -253,14 +288,37 @@ def _hash(entry: Mapping[str, Any]) -> str:
   return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_bytes(path: Path) -> bytes:
+  """Reads a file of an export.
+
+  Raises:
+    InputError: it cannot be read; says what to give in its folder's place.
+  """
   try:
-    document = json.loads(path.read_bytes())
+    return path.read_bytes()
   except OSError as error:
-    raise InputError(
-      f"cannot read {path}: {error.strerror}; give a folder that"
-      f" `{commands.python()} -m esper_jax.export RUN --to=DIR` wrote"
-    ) from error
+    folder = path.parent
+    if not folder.is_dir():
+      raise InputError(f"{folder}: no such folder; {_GIVE}") from error
+    if (folder / "events.jsonl").is_file():
+      raise InputError(
+        f"{folder} is a run directory, not an export; export it first, by"
+        f" `{commands.python()} -m esper_jax.export {folder} --to=DIR` or by"
+        " export() of what grow() returned, and give that folder"
+      ) from error
+    why = error.strerror
+    raise InputError(f"cannot read {path}: {why}; {_GIVE}") from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+  """Reads a JSON object of an export.
+
+  Raises:
+    InputError: it cannot be read, or is something else.
+  """
+  data = read_bytes(path)
+  try:
+    document = json.loads(data)
   except ValueError as error:
     raise InputError(f"{path} is not JSON ({error}); {_AGAIN}") from error
   if not isinstance(document, dict):

@@ -26,13 +26,12 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from esper_jax.commands import counted
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo import rules, shepherd
 from esper_jax.tamiyo.heuristic import heuristic
 from esper_jax.tamiyo.observation import Decision, Decisions, Observation
 from esper_jax.tamiyo.rules import Rule, Settings, Words
-from esper_jax.types import Action, InputError, Path, PyTree, Stage
+from esper_jax.types import Action, InputError, Path, PyTree, Stage, counted
 
 LEARNED = "learned"  # see `tamiyo.learned`
 

@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from esper_jax.commands import counted
 from esper_jax.kasmina.lifecycle import Rules
 from esper_jax.oona.growth_log import Life, Move, numbered
-from esper_jax.types import InputError, Path, Stage
+from esper_jax.types import InputError, Path, Stage, counted
 
 _DRAWS = 100_000  # until the rules are taken to allow nothing
 _SLOTS, _TIMES = 0, 1  # streams of the draws

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from esper_jax.commands import counted
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo.observation import Decisions, Observation
-from esper_jax.types import Action, InputError, Path, PyTree
+from esper_jax.types import Action, InputError, Path, PyTree, counted
 
 
 class Settings(NamedTuple):
@@ -247,9 +246,9 @@ def periodic(settings: Settings) -> Rule:
 
   def sentence(words):
     epoch = int(words.observation.epoch)
+    period = counted(settings.period_epochs, "epoch")
     return (
-      f"after epoch {epoch} a period of"
-      f" {counted(settings.period_epochs, 'epoch')} is over;"
+      f"after epoch {epoch} a period of {period} is over;"
       f" {words.slots[words.row]} is next in turn"
     )
 

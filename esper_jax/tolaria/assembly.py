@@ -77,7 +77,7 @@ class Parts(NamedTuple):
   title: str = ""  # of a host that has no name of ours
   before: Before | None = None  # the network that the run goes on with
   layout: Layout | None = None  # of several devices; None: there is one
-  warning: str = ""  # what is odd and not wrong, for people
+  warnings: tuple[str, ...] = ()  # what is odd and not wrong, for people
 
 
 def load_data(config: ConfigDict, given: Given = NOTHING) -> Dataset:
@@ -179,8 +179,8 @@ def assemble(
   )
   hosting.check_readable(host, example, growth)
   if given.host is not None or given.objective is not None:
-    warning = hosting.check_figures(host, example, data, parts.steps)
-    parts = parts._replace(warning=warning)
+    found = hosting.check_figures(host, example, data, parts.steps)
+    parts = parts._replace(warnings=found)
   return parts
 
 

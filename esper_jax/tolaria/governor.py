@@ -15,8 +15,7 @@ import statistics
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from esper_jax.commands import counted
-from esper_jax.types import Path
+from esper_jax.types import Path, counted
 
 LR_CUT = 0.5  # learning-rate factor of a fault that no slot explains
 
@@ -198,16 +197,15 @@ def respond(
   if suspects:
     ago, slot = min(suspects)
     new = dataclasses.replace(state, quarantined=(*state.quarantined, slot))
-    deed = (
-      f"slot '{slot}', changed {counted(ago, 'epoch')} before, is quarantined"
-    )
+    when = f"{counted(ago, 'epoch')} before"
+    deed = f"slot '{slot}', changed {when}, is quarantined"
   else:
     slot = None
     new = dataclasses.replace(state, lr_factor=state.lr_factor * LR_CUT)
     deed = (
       "no slot changed in the last"
-      f" {counted(rules.responsible_epochs, 'epoch')}, the"
-      f" learning rate is halved (factor {new.lr_factor:g})"
+      f" {counted(rules.responsible_epochs, 'epoch')}, the learning rate is"
+      f" halved (factor {new.lr_factor:g})"
     )
   new = dataclasses.replace(new, attempt=state.attempt + 1)
   return new, Response(

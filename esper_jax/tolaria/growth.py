@@ -254,15 +254,16 @@ class Growth:
     )
 
   def _tell_refusals(self, run: Run, observation: Observation) -> None:
-    """Says why a gate holds a seed back, whenever the reasons change."""
+    """Says why a gate holds a seed back: in each stage, and what is new."""
     bits = np.asarray(observation.gate)
     known = np.asarray(run.slots.reason).copy()
     for row, stage in enumerate(np.asarray(observation.stage)):
       gated = stage in (Stage.TRAINING, Stage.HOLDING)
-      if not gated or bits[row] in (0, known[row], lifecycle.Reason.TOO_YOUNG):
+      if not gated or bits[row] in (known[row], lifecycle.Reason.TOO_YOUNG):
         continue
-      known[row] = bits[row]
-      self._publish(run, "gate_refused", row=row, reason=_because(bits[row]))
+      known[row] = why = bits[row]
+      if why:
+        self._publish(run, "gate_refused", row=row, reason=_because(why))
     run.slots = run.slots.replace(reason=jnp.asarray(known))
 
   def _ask(self, run: Run, observation: Observation) -> None:

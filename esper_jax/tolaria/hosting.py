@@ -1,6 +1,7 @@
 """The host that a config names, and what must hold of any host."""
 
 import dataclasses
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import numpy as np
 from flax.errors import NameInUseError
 from ml_collections import ConfigDict
 
-from esper_jax.data import augment
+from esper_jax.data import augment, doubts
 from esper_jax.data.splits import Dataset
 from esper_jax.hosts import grown
 from esper_jax.hosts.host import Host, from_linen
@@ -224,12 +225,12 @@ def _check_topology(
         f" ({data.source}); give data of as many"
       )
     key = "data.context" if name == "context" else f"host.{name}"
-    text = there
+    text = str(there)
     if isinstance(there, list):
       text = ",".join(map(str, there)) or "()"
     raise InputError(
       f"{where} is a network of {key} {text}, and the config has {value};"
-      f" give --config.{key}='{text}'"
+      f" give --config.{key}={shlex.quote(text)}"
     )
   form = topology["input"]
   if reads_tokens(host["name"]):
@@ -311,11 +312,12 @@ def check_readable(
 
 def check_figures(
   host: Host, example: jax.Array, data: Dataset, steps: StepOptions
-) -> str:
+) -> tuple[str, ...]:
   """Refuses a host whose outputs give no loss; nothing is computed.
 
   Returns:
-    What is odd and not wrong: see `objective.spare_logits`.
+    What is odd and not wrong: see `objective.spare_logits` and
+    `doubts.of_shape`.
 
   Raises:
     InputError: see `objective.check`.
@@ -332,5 +334,7 @@ def check_figures(
     outputs,
     jax.eval_shape(jnp.asarray, data.train_labels[:2]),
     num_classes=data.num_classes,
+    doubt=lambda: doubts.of_labels(data),
   )
-  return objectives.spare_logits(steps.objective, outputs, data.num_classes)
+  spare = objectives.spare_logits(steps.objective, outputs, data.num_classes)
+  return tuple(filter(None, (spare, doubts.of_shape(data))))

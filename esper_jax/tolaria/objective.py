@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from esper_jax.types import InputError, form
+from esper_jax.types import InputError, form, uncallable
 
 PerExample = Callable[[Any, jax.Array], jax.Array]
 
@@ -93,7 +93,12 @@ def spare_logits(objective: Objective, outputs: Any, num_classes: int) -> str:
 
 
 def check(
-  objective: Objective, outputs: Any, labels: jax.Array, *, num_classes: int
+  objective: Objective,
+  outputs: Any,
+  labels: jax.Array,
+  *,
+  num_classes: int,
+  doubt: Callable[[], str] = str,
 ) -> None:
   """Tries an objective on shapes.
 
@@ -102,10 +107,11 @@ def check(
     outputs: of the network for a batch; arrays or shapes.
     labels: of the batch; an array or its shape.
     num_classes: of the labels; 0 where they are no classes.
+    doubt: says what may be wrong with the labels where they do not fit.
 
   Raises:
-    InputError: the outputs do not fit the labels, or a function does not give
-      one number per example.
+    InputError: the outputs do not fit the labels, or a function cannot be
+      called with both, or does not give one number per example.
   """
   standard = cross_entropy in objective or accuracy in objective
   shape = getattr(outputs, "shape", None)
@@ -116,10 +122,12 @@ def check(
     or shape[-1] < num_classes
   ):
     wanted = ", ".join(map(str, (*labels.shape[1:], num_classes or "classes")))
+    why = doubt()
     raise InputError(
       f"the model gives {form(outputs)} for labels {form(labels)};"
-      f" classification needs logits [batch, {wanted}]: change the model's"
-      " last layer, or give grow(..., loss=, metrics={'accuracy': ...})"
+      f" {why + '. Otherwise ' if why else ''}classification needs logits"
+      f" [batch, {wanted}]: change the model's last layer, or give grow(...,"
+      " loss=, metrics={'accuracy': ...})"
     )
   named = {
     "loss": objective.train_loss,
@@ -127,6 +135,12 @@ def check(
     **{f"metrics['{k}']": f for k, f in objective.metrics.items()},
   }
   for name, function in named.items():
+    problem = uncallable(function, outputs, labels)
+    if problem:
+      raise InputError(
+        f"{name} cannot be called with (outputs, labels): {problem}; give a"
+        " function of these two"
+      )
     out = jax.eval_shape(function, outputs, labels)
     if getattr(out, "shape", None) == labels.shape[:1] and (
       out.dtype == jnp.float32 or (name != "loss" and out.dtype == jnp.bool_)

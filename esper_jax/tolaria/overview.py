@@ -5,14 +5,15 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from esper_jax.commands import counted
+from esper_jax.data.splits import Dataset
 from esper_jax.kasmina import blueprints
-from esper_jax.kasmina.rules import Rules, last_planting
+from esper_jax.kasmina.rules import Rules, earliest_fossil, last_planting
 from esper_jax.knobs import GIVEN
 from esper_jax.tolaria import assembly, kernels, layout, replaying
 from esper_jax.tolaria.assembly import Parts, Timetable
 from esper_jax.tolaria.display import Display
 from esper_jax.tolaria.store import Store, environment
+from esper_jax.types import counted
 
 
 def show(
@@ -38,14 +39,12 @@ def show(
   lines = {
     "data": f"{data.source}: {len(data.train_labels)} train,"
     f" {len(data.validation_labels)} validation, {len(data.test_labels)}"
-    f" test" + (f", {data.num_classes} classes" if data.num_classes else ""),
+    f" test{_classes(data)}",
     "oona": f"events to {store.path / 'events.jsonl'}"
     + (f", and to {store.redis.describe()}" if store.redis else ""),
     "tamiyo": replaying.describe(config)
     if growth.replay is not None
-    else f"policy {parts.policy.name}, asked every"
-    f" {counted(config.tamiyo.adaptation_frequency, 'epoch')}, at most"
-    f" {counted(growth.rules.max_growths, 'growth')}{_deadline(growth.rules)}",
+    else _policy(parts.policy.name, growth.rules),
     "kasmina": f"{parts.title or config.host.name},"
     f" {counted(parameters, 'parameter')},"
     f" {counted(len(growth.slots), 'slot')}"
@@ -58,10 +57,10 @@ def show(
     + layout.describe(config),
     "urza": kernels.describe(config),
   }
-  if parts.warning:
-    lines["warning"] = parts.warning
   for name, text in lines.items():
     display.part(name, text)
+  for text in parts.warnings:
+    display.part("warning", text)
   display.begin(
     epoch=epoch,
     epochs=timetable.epochs,
@@ -94,6 +93,13 @@ def slot_table(config: ConfigDict) -> list[dict[str, Any]]:
   return table
 
 
+def _classes(data: Dataset) -> str:
+  """How many there are, where the source does not say so."""
+  classes = f"{data.num_classes} classes"
+  told = not data.num_classes or classes in data.source
+  return "" if told else f", {classes}"
+
+
 def _no_slot(config: ConfigDict) -> str:
   """Says that a host cannot grow, and what a place to grow is."""
   if config.host.name == GIVEN:
@@ -112,11 +118,22 @@ def _length(timetable: Timetable) -> str:
   return f"{counted(timetable.epochs, 'epoch')} of {steps}"
 
 
+def _policy(name: str, rules: Rules) -> str:
+  """Who decides on growth, how often, and how much of it there may be."""
+  if name == "never":
+    return f"policy {name}: nothing will be planted"
+  every = counted(rules.adaptation_frequency, "epoch")
+  most = counted(rules.max_growths, "growth")
+  return f"policy {name}, asked every {every}, at most {most}{_deadline(rules)}"
+
+
 def _deadline(rules: Rules) -> str:
   """Until when a seed may be planted, so that its whole life fits."""
   last = last_planting(rules)
   if last:
     return f", the last by epoch {last}"
+  shortest = earliest_fossil(rules.adaptation_frequency, rules)
   return (
-    f"; none, as a seed's life takes more than {counted(rules.epochs, 'epoch')}"
+    f"; none, as a seed's life needs {shortest} epochs, and the run has"
+    f" {rules.epochs}: raise train.epochs"
   )

@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from esper_jax import commands
-from esper_jax.commands import FAILED, OK, counted
+from esper_jax.commands import FAILED, OK
 from esper_jax.oona.jsonl import plain
-from esper_jax.types import InputError
+from esper_jax.types import InputError, counted
 from esper_jax.urza import archive, evidence, kept, listing, upkeep
 from esper_jax.urza.artefact import Damaged, to_document
 from esper_jax.urza.folder import places

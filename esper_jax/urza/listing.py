@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import jax
 
-from esper_jax.commands import counted
 from esper_jax.knobs import nearest
-from esper_jax.types import InputError
+from esper_jax.types import InputError, counted
 from esper_jax.urza import evidence
 from esper_jax.urza import registry as registry_lib
 from esper_jax.urza.artefact import Artefact, Damaged

@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from esper_jax import commands
-from esper_jax.commands import counted
-from esper_jax.types import InputError
+from esper_jax.types import InputError, counted
 from esper_jax.urza import (
   aot,
   evidence,

@@ -80,6 +80,14 @@ def test_folders_of_splits_are_used(read, root, tmp_path):
   assert len(splits.train[1]) == 2
 
 
+def test_a_split_of_another_name_is_refused(read, tmp_path):
+  for split in ("train", "validation", "test"):
+    for name in ("cat", "dog"):
+      paint(tmp_path / "split" / split / name / "1.png")
+  message = refusal(read, path=tmp_path / "split")
+  assert "validation' is none of train, val, test; did you mean val?" in message
+
+
 def test_decoded_once_until_a_file_changes(read, root, tmp_path, monkeypatch):
   decoded = []
   real = folder._decode

@@ -81,6 +81,15 @@ def uneven(n):
     ({"test": (IMAGES, LABELS)}, "data has the splits 'test'; give 'train'"),
     ({}, "data has the splits none; give 'train'"),
     ({"train": (IMAGES, LABELS), "tset": 0}, "'train', 'tset'; give"),
+    (
+      {"train": (IMAGES, LABELS), "val": (IMAGES, LABELS)},
+      "did you mean 'validation' for 'val'?",
+    ),
+    (
+      ([np.zeros((2, 3)), np.zeros((3, 3))], [0, 1]),
+      "examples of 'train' make no array (setting an array element",
+    ),
+    ((IMAGES, [[0], [1, 2]]), "the labels of 'train' make no array"),
     ((IMAGES, LABELS[1:]), "the first axis must be equally long"),
     ((1.0, 1), "the first axis must be equally long"),
     ((IMAGES[:0], LABELS[:0]), "'train' is empty"),

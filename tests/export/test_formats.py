@@ -190,7 +190,8 @@ def test_a_gpt_takes_texts_of_any_length_up_to_its_context(grown, tmp_path):
   assert "host 'gpt' reads text" in plain.unsupported(made.topology)
   writing.write_formats(tmp_path, made)
   assert not (tmp_path / MODULE).exists()
-  loaded = load_grown(tmp_path)
+  loaded = load_grown(tmp_path, verify=False)
+  assert repr(loaded) == f"GrownNetwork(folder={tmp_path!r})"
   assert loaded.topology["input"]["vocabulary"] == "abc"
   program = export.deserialize(bytearray((tmp_path / PROGRAM).read_bytes()))
   for count, time in ((1, 6), (3, 2)):
@@ -264,20 +265,20 @@ def test_a_blueprint_of_a_user_has_no_plain_module(
   writing.write_formats(tmp_path, network.network(modules=["their_module"]))
   blueprints.unregister(own_blueprint)
   with pytest.raises(InputError, match="import what.*first: their_module"):
-    load_grown(tmp_path)
+    load_grown(tmp_path, verify=False)
 
 
 def test_what_cannot_be_loaded_is_refused_by_name(grown, tmp_path):
   with pytest.raises(InputError, match="/exporte: no such folder; give a fol"):
     load_grown(tmp_path / "exporte")
   with pytest.raises(InputError, match="topology.json: No such file"):
-    load_grown(tmp_path)
+    load_grown(tmp_path, verify=False)
   writing.write_formats(tmp_path, grown("mlp", []).network())
   weights = (tmp_path / WEIGHTS).read_bytes()
   (tmp_path / WEIGHTS).write_bytes(weights[:-1])
   with pytest.raises(InputError, match="weights.safetensors is not a .safe"):
-    load_grown(tmp_path)
+    load_grown(tmp_path, verify=False)
   document = json.loads((tmp_path / TOPOLOGY).read_text())
   (tmp_path / TOPOLOGY).write_text(json.dumps({**document, "schema": 9}))
   with pytest.raises(InputError, match="has schema 9, this version reads 1"):
-    load_grown(tmp_path)
+    load_grown(tmp_path, verify=False)

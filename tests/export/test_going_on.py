@@ -152,12 +152,17 @@ def test_a_model_that_computes_something_else_is_refused(folder):
     parts_of(network)
 
 
-def test_an_export_that_was_changed_is_refused(folder):
+@pytest.mark.parametrize("name", [lineage.WEIGHTS, lineage.TOPOLOGY])
+def test_an_export_that_was_changed_is_refused(folder, name):
   network = load_grown(folder, model=own_models.Net())
-  with (folder / lineage.WEIGHTS).open("ab") as file:
-    file.write(b"x")
-  with pytest.raises(InputError, match="weights.safetensors was changed"):
+  with (folder / name).open("ab") as file:
+    file.write(b" ")
+  with pytest.raises(InputError, match=f"{name} was changed"):
     parts_of(network)
+  with pytest.raises(InputError, match=f"{name} was changed: its SHA-256 is"):
+    load_grown(folder, model=own_models.Net())
+  if name == lineage.TOPOLOGY:  # of weights a format says the same
+    assert load_grown(folder, model=own_models.Net(), verify=False)
 
 
 def test_variables_are_those_of_the_network(folder):

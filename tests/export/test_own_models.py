@@ -86,10 +86,10 @@ def test_a_host_that_is_no_flax_module(tmp_path):
   ]
   assert [s["strength"] for s in said["seeds"]] == pytest.approx([1, 0.3])
   with pytest.raises(InputError, match=r"model of yours \(host\); give what"):
-    load_grown(tmp_path)
+    load_grown(tmp_path, verify=False)
   other = own._replace(init=lambda key, x: ({"layers": [jnp.ones(3)]}, {}))
   with pytest.raises(InputError, match="not the one that grew: unknown: "):
-    load_grown(tmp_path, model=other)
+    load_grown(tmp_path, model=other, verify=False)
 
 
 def test_a_model_that_counts_its_batch_has_no_program(tmp_path):
@@ -122,4 +122,4 @@ def test_a_model_that_gives_more_than_an_array_is_refused():
 def test_a_host_of_the_registry_takes_no_model(grown, tmp_path):
   writing.write_formats(tmp_path, grown("mlp", []).network())
   with pytest.raises(InputError, match="holds a mlp, .* leave model out"):
-    load_grown(tmp_path, model=host())
+    load_grown(tmp_path, model=host(), verify=False)

@@ -1,5 +1,7 @@
 """NNX modules as hosts and as blueprints, beside the same module at work."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from flax import nnx
 from esper_jax.hosts.nnx_modules import from_nnx, nnx_blueprint, nnx_slot
 from esper_jax.kasmina import blueprints, surgery
 from esper_jax.kasmina.slot import with_seeds_at
+from esper_jax.types import InputError
 
 BATCH, FEATURES, WIDTH, CLASSES = 4, 3, 8, 2
 X = jax.random.normal(jax.random.key(1), (BATCH, FEATURES))
@@ -106,6 +109,68 @@ def test_an_nnx_seed_grows_in_an_nnx_host(branch):
   new = seeds["middle"][branch.name]
   assert jax.tree.structure(new) == jax.tree.structure(joined)
   assert (joined.state["calls"], new.state["calls"]) == (0, 1)
+
+
+class Sized(nnx.Module):
+  """Takes more than rngs."""
+
+  def __init__(self, width, rngs):
+    self.out = nnx.Linear(FEATURES, width, rngs=rngs)
+
+  def __call__(self, x):
+    return self.out(x)
+
+
+class Named(nnx.Module):
+  """Takes rngs by name."""
+
+  def __init__(self, *, rngs):
+    self.out = nnx.Linear(FEATURES, 2, rngs=rngs)
+
+
+class Told(Sized):
+  """Must be told of training."""
+
+  def __call__(self, x, train):
+    return self.out(x)
+
+
+class Asked(Sized):
+  """May be told of training."""
+
+  def __call__(self, x, train=False):
+    return self.out(x)
+
+
+def test_a_host_has_the_name_of_its_class():
+  sized = functools.partial(Sized, 5)
+  assert from_nnx(sized).init(jax.random.key(0), X)[0]["out"]["bias"].size == 5
+  assert (HOST.title, from_nnx(sized).title) == ("Net", "Sized")
+  assert from_nnx(lambda rngs: Sized(5, rngs=rngs)).title == "host"
+
+
+@pytest.mark.parametrize(
+  ("make", "says"),
+  [
+    (Net(nnx.Rngs(0)), "was given Net itself, not what builds it; give the cl"),
+    ("Net", "from_nnx was given str itself"),
+    (Sized, r"calls Sized\(rngs\): it takes \(self, width, rngs\), missing a"),
+    (Named, r"calls Named\(rngs\): .*lambda rngs: Named\(..., rngs=rngs\)"),
+    (functools.partial(Sized, height=2), r"calls Sized\(rngs\): it takes"),
+    (lambda: None, r"it takes \(\), too many"),
+    (lambda rngs: 3, "needs an NNX module, and was built a int"),
+    (lambda rngs: Named(rngs=rngs), "Named.__call__ is called with x alone"),
+    (
+      functools.partial(Told, 2),
+      r"Told.__call__ .*: it takes \(x, train\), ",
+    ),
+    (functools.partial(Asked, 2), "Asked.__call__ .*: it takes train; write"),
+  ],
+)
+def test_what_cannot_be_built_or_called_is_refused(make, says):
+  with pytest.raises(InputError, match=says) as caught:
+    from_nnx(make).init(jax.random.key(0), X)
+  assert "\n" not in str(caught.value)
 
 
 def test_outside_a_host_a_slot_is_the_identity():

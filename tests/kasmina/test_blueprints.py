@@ -316,6 +316,9 @@ def test_a_taken_name_is_refused_until_it_is_forgotten(registered):
   assert blueprints.get("scale") is SCALE
   with pytest.raises(InputError, match="'missing' is not registered"):
     blueprints.unregister("missing")
+  nearest = "the nearest is conv3x3. One of yours .*register_blueprint"
+  with pytest.raises(InputError, match=nearest):
+    blueprints.get("conv3x")
 
 
 @pytest.mark.parametrize("name", ["", "a/b", "a b", "2a", "conv_2", "é"])
@@ -381,7 +384,7 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
   "shape": (with_apply(lambda y, p, s, t: (y[:, :3], s)), r"makes bfloat16"),
   "dtype": (
     with_apply(lambda y, p, s, t: (y.astype(jnp.float32), s)),
-    r"float32\[2, 32\] of bfloat16\[2, 32\]",
+    r"float32\[2, 32\] of bfloat16\[2, 32\]: .* give layers dtype=spec.dtype",
   ),
   "state": (with_apply(lambda y, p, s, t: (y, {"a": y})), "returns a state"),
   "raises": (with_apply(raise_type_error), "raised TypeError: two$"),
@@ -418,7 +421,11 @@ BROKEN: dict[str, tuple[dict[str, Any], str]] = {
     with_init(lambda p, s: ({**p, "gain": jnp.asarray(1.0)}, s)),
     "'gain' is weakly typed",
   ),
-  "path": ({"zero": ("out", "kernel")}, "no 'out' there: init made 'gain', "),
+  "path": (
+    {"zero": ("out", "kernel")},
+    r"^blueprint 'scale' on a slot of shape \(32,\): names out/kernel as the .*"
+    " no 'out' there: init made 'gain', ",
+  ),
   "deep": ({"zero": ("scale", "kernel")}, "no 'kernel' there"),
 }
 

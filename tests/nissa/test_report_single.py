@@ -147,6 +147,14 @@ def test_the_config_and_the_environment_are_whole(tmp_path):
   assert environment["policy used"] == "heuristic"
 
 
+def test_a_data_set_that_was_not_read_is_not_named(tmp_path):
+  source = "folder:/images"
+  path = write(tmp_path / "run", lines=[], events=[], data__source=source)
+  rows = dict(page_of(path).tables["data"][1:])
+  assert rows["source"] == source
+  assert rows["name"] == "not read: data.source takes its place"
+
+
 def test_links_lead_somewhere_and_nothing_is_fetched(tmp_path):
   text = single.make(record.read(recorded(tmp_path)))
   page = Page(text)

@@ -101,14 +101,14 @@ def test_the_value_that_is_named_would_have_been_a_plateau(
   [
     (
       {"tamiyo__warmup_epochs": 14},
-      "no seed may be planted before epoch 14 is over, and the last by epoch"
+      "no seed may be planted before 14 epochs passed, and the last by epoch"
       " 10 of 16; lower --config.tamiyo.warmup_epochs, or raise"
-      " --config.train.epochs",
+      " --config.train.epochs to 20 or more",
     ),
     (
       {"kasmina__blend_epochs": 30},
       "a seed's life takes more than the run's 16 epochs; raise"
-      " --config.train.epochs",
+      " --config.train.epochs to 35 or more",
     ),
     ({"tamiyo__max_growths": 0}, "--config.tamiyo.max_growths is 0"),
     (
@@ -143,6 +143,17 @@ def test_the_value_that_is_named_would_have_been_a_plateau(
         ],
       },
       "too late",
+    ),
+    (
+      {
+        "policy": "schedule",
+        "tamiyo__schedule": [[13, "slot1_1", "conv3x3"]],
+        "happened": [
+          event("decision", 9, slot="a", action="wait", reason="too late")
+        ],
+      },
+      "too late; a seed asked for after epoch 13 needs a run of 19 epochs:"
+      " raise --config.train.epochs, or change --config.tamiyo.schedule",
     ),
     (
       {"tamiyo__plateau_epochs": 7, "kasmina__blend_epochs": 6},

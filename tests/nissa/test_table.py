@@ -54,6 +54,17 @@ def test_figures_of_one_run():
   ]
 
 
+def test_metrics_of_ones_own_come_after_the_accuracies():
+  own = {"validation": {"top2": 0.98765, "f1": 0.5}, "test": {"top2": 0.5}}
+  rows = table.result_rows({"a": made(metrics=own), "b": made()})
+  assert rows[2][0] == "test accuracy (read once)"
+  assert rows[3:6] == [
+    ("validation top2 at the end", "0.9877", "-"),
+    ("validation f1 at the end", "0.5", "-"),
+    ("test top2 (read once)", "0.5", "-"),
+  ]
+
+
 def test_what_grew_in_the_run_before_is_said():
   slots = {"slot1": slot(), "slot2": slot()}
   before = {"slot1": ["dense", "conv3x3"]}

@@ -97,7 +97,9 @@ def test_every_entry_is_bound_by_the_next(folder, number):
 @pytest.mark.parametrize(
   ("change", "reason"),
   [
-    (lambda d: d["entries"].pop(1), "entry 2 of 4 does not follow"),
+    (lambda d: d["entries"].pop(1), "entry 1 of 4 is not the one that the"),
+    (lambda d: d["entries"].pop(0), "entry 1 of 4 does not follow from noth"),
+    (lambda d: d["entries"][2].update(now="TRAINING"), "entry 3 of 5 is not"),
     (lambda d: d["entries"].pop(), "its head is not the SHA-256"),
     (lambda d: d.update(head="0"), "its head is not the SHA-256"),
     (lambda d: d.update(entries=[]), "it has no entries"),
@@ -218,6 +220,36 @@ def test_changes_are_those_up_to_the_checkpoint(tmp_path):
   assert kinds(bus.next_id - 1) == ["germinated"]
   with pytest.raises(InputError, match="a network without its log"):
     lineage.changes(tmp_path / "none.jsonl", before=1)
+
+
+def test_files_are_checked_by_name(folder):
+  lineage.check_files(folder, [lineage.WEIGHTS])
+  (folder / lineage.TOPOLOGY).write_text("{}")
+  lineage.check_files(folder, [lineage.WEIGHTS])
+  with pytest.raises(InputError, match=r"topology.json was changed: its SHA"):
+    lineage.check_files(folder, [lineage.WEIGHTS, lineage.TOPOLOGY])
+  with pytest.raises(InputError, match=r"model.py is missing"):
+    lineage.check_files(folder, [lineage.MODULE])
+  (folder / lineage.MODULE).touch()
+  with pytest.raises(InputError, match=r"model.py was changed"):  # not bound
+    lineage.check_files(folder, [lineage.MODULE])
+
+
+def test_what_is_no_export_is_told_apart(folder):
+  with pytest.raises(InputError, match="/none: no such folder; give a folder"):
+    lineage.verify(folder / "none")
+  with pytest.raises(InputError, match=r"lineage.json: No such file.*; give a"):
+    lineage.verify(folder.parent)
+  (folder.parent / "events.jsonl").touch()
+  with pytest.raises(InputError, match="is a run directory.*export it first"):
+    lineage.verify(folder.parent)
+
+
+def test_the_command_says_what_it_does_not_know(folder, capsys):
+  (folder / "notes.txt").touch()
+  assert lineage.verify(folder).others == ("notes.txt",)
+  assert command_line.main(["verify", str(folder)]) == 0
+  assert "not checked: notes.txt\n" in capsys.readouterr().err
 
 
 def test_the_command_verifies(folder, capsys, tmp_path):

@@ -130,6 +130,8 @@ def test_responsibility_expires():
   assert "halved" in response.reason
   rules = RULES._replace(responsible_epochs=4)
   assert respond(GovernorState(), rules=rules, slot1=6)[1].quarantine == "slot1"
+  _, late = respond(GovernorState(), slot1=9)
+  assert "changed 1 epoch before, is" in late.reason
 
 
 def test_a_tie_goes_to_the_first_name_whatever_the_order():

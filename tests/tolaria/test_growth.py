@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from esper_jax.kasmina.records import Reason
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo.observation import Decision
 from esper_jax.tamiyo.policy import never
@@ -12,7 +13,7 @@ from esper_jax.tamiyo.shepherd import waiting
 from esper_jax.tezzeret.forge import Forge
 from esper_jax.tolaria.growth import Growth
 from esper_jax.tolaria.growth_programs import make_observe
-from esper_jax.types import Action
+from esper_jax.types import Action, Stage
 
 
 def obey(run, decide, explain=lambda *_: []):
@@ -105,6 +106,44 @@ def test_a_cull_has_the_reason_of_its_decision(watch, explained):
   assert (culled["reason"] == "so") == explained
   words = "so" if explained else "the policy culled it"
   assert culled["reason"].endswith(words)
+
+
+def test_a_refusal_is_told_anew_in_each_stage_and_when_it_changes(watch):
+  run = watch()
+  own, growth = run.trainer.run, run.trainer._growth
+  run.trainer.train_epoch()
+  observation, _ = growth._observe(own)
+  worse = Reason.NO_GAIN | Reason.EXPLODING
+
+  def look(stage, gate):
+    before = len(run.events)
+    seen = observation.replace(
+      stage=np.array([stage, Stage.DORMANT]), gate=np.array([gate, worse])
+    )
+    growth._tell_refusals(own, seen)
+    return [event["reason"] for event in run.events[before:]]
+
+  no_gain = (
+    "its contribution is not above the required number of standard error"
+  )
+  assert look(Stage.TRAINING, Reason.NO_GAIN) == [no_gain + "s"]
+  assert not look(Stage.TRAINING, Reason.NO_GAIN)
+  assert not look(Stage.TRAINING, Reason.TOO_YOUNG)  # that is no news
+  assert not look(Stage.TRAINING, Reason.NO_GAIN)
+  assert len(look(Stage.TRAINING, worse)) == 1
+  assert len(look(Stage.TRAINING, Reason.NO_GAIN)) == 1
+  assert not look(Stage.TRAINING, 0)
+  assert len(look(Stage.TRAINING, Reason.NO_GAIN)) == 1
+  own.slots = own.slots.replace(
+    stage=jnp.full_like(own.slots.stage, int(Stage.BLENDING)),
+    alpha=jnp.ones_like(own.slots.alpha),
+    age=jnp.ones_like(own.slots.age),
+  )
+  obey(run, at(1, 0, Action.ADVANCE))
+  run.trainer._growth._ask(own, run.trainer._growth._observe(own)[0])
+  assert int(own.slots.stage[0]) == Stage.HOLDING
+  assert look(Stage.HOLDING, Reason.NO_GAIN) == [no_gain + "s"]
+  run.trainer.shutdown()
 
 
 def test_a_policy_is_asked_at_its_own_frequency(watch):

@@ -195,7 +195,7 @@ def test_a_network_that_was_tampered_with_is_refused(tmp_path):
   [
     (
       {"host__width": 9},
-      "of host.width 8, and the config has 9; give --config",
+      "of host.width 8, and the config has 9; give --config.host.width=8$",
     ),
     ({"data__context": 9}, "of data.context 64, and the config has 9"),
     (

@@ -81,6 +81,8 @@ def test_an_objective_that_fits_is_taken():
       {"hits": lambda o, y: jnp.argmax(o, -1)},
       r"metrics\['accuracy'\] gives i",
     ),
+    ({"train_loss": lambda o: o}, r"loss cannot be called with \(outputs, la"),
+    ({"metrics": {"f1": 3}}, r"metrics\['f1'\] cannot.*: it is a int; give"),
     ({"metrics": {"f1": lambda o, y: o}}, r"metrics\['f1'\] gives float32"),
     ({"hits": lib.accuracy}, r"gives float32\[4, 2\] for labels float32\[4, 2"),
   ],
@@ -100,3 +102,12 @@ def test_a_model_whose_outputs_are_no_logits_is_refused(outputs):
   labels = jnp.zeros((BATCH,), jnp.int32)
   with pytest.raises(InputError, match=r"needs logits \[batch, 5\]: change"):
     lib.check(lib.CLASSIFICATION, outputs, labels, num_classes=CLASSES)
+  doubt = "; they are odd. Otherwise classification needs logits"
+  with pytest.raises(InputError, match=doubt):
+    lib.check(
+      lib.CLASSIFICATION,
+      outputs,
+      labels,
+      num_classes=CLASSES,
+      doubt=lambda: "they are odd",
+    )

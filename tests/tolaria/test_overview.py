@@ -33,5 +33,7 @@ def test_the_last_germination(watch):
   assert overview._deadline(rules) == ", the last by epoch 5"
   short = rules._replace(epochs=4)
   assert overview._deadline(short) == (
-    "; none, as a seed's life takes more than 4 epochs"
+    "; none, as a seed's life needs 5 epochs, and the run has 4: raise"
+    " train.epochs"
   )
+  assert overview._deadline(rules._replace(epochs=5)).endswith("by epoch 1")

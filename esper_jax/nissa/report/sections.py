@@ -1,6 +1,6 @@
 """The tables of a report, and the lists of marks below its curves."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from esper_jax.nissa.console import describe
@@ -9,7 +9,7 @@ from esper_jax.nissa.report.curves import Mark
 from esper_jax.nissa.report.growth import Entry, Seed
 from esper_jax.nissa.report.markup import Cell, Markup, tag
 from esper_jax.nissa.report.record import Run, figures
-from esper_jax.nissa.table import engineering, percent
+from esper_jax.nissa.table import engineering, figure, percent
 
 _SAYS = {
   growth.ALIVE: "alive",
@@ -64,6 +64,7 @@ def tiles(run: Run) -> Markup:
       f"{percent(before)} before growth" if before is not None else "",
     ),
     ("test accuracy", percent(known["test_accuracy"]), "read once, at the end"),
+    *_metrics(known.get("metrics") or {}),
     ("parameters", _number(last), ratio),
     (
       "all FLOPs",
@@ -92,6 +93,15 @@ def tiles(run: Run) -> Markup:
     ),
     class_="tiles",
   )
+
+
+def _metrics(read: Mapping[str, Mapping[str, Any]]) -> list[tuple[str, ...]]:
+  """A tile for each metric of one's own: its name, validation, test."""
+  test = read.get("test", {})
+  return [
+    (name, figure(value), f"{figure(test[name])} on test" if test else "")
+    for name, value in read.get("validation", {}).items()
+  ]
 
 
 def seeds(run: Run) -> Markup:
@@ -232,6 +242,8 @@ def config(run: Run) -> Markup:
   """All keys of the config, a table for each section."""
   grouped: dict[str, list[tuple[str, Any]]] = {}
   for key, value in sorted(run.config.items()):
+    if key == "data.name" and run.config["data.source"]:
+      value = "not read: data.source takes its place"
     section, _, name = key.rpartition(".")
     grouped.setdefault(section or "general", []).append((name, value))
   return tag(

@@ -23,6 +23,10 @@ _HONEST = (
 )
 _CONTROL = "train the same config with --control, or with tamiyo.policy=never"
 _CONTROL_OF_GROW = "call grow as before with policy='never' and another workdir"
+_WHEN = (
+  "Validation is read when an epoch's steps are over, before seeds enter or"
+  " leave; parameters are counted after that."
+)
 _MANY = 60  # rows of a table that is shown unfolded
 _ANEW = " A run that goes on writes it anew now and then."
 
@@ -63,7 +67,10 @@ def make(run: Run) -> str:
     Section(
       "epochs",
       "Epochs",
-      [_folded("The figures of every epoch", sections.epochs(run))],
+      [
+        tag("p", _WHEN, class_="note"),
+        _folded("The figures of every epoch", sections.epochs(run)),
+      ],
     ),
     Section(
       "config",

@@ -3,11 +3,11 @@
 import re
 from collections.abc import Sequence
 
-from esper_jax.commands import counted
-from esper_jax.nissa.report import growth, unplanted
+from esper_jax.nissa.report import ending, growth, unplanted
 from esper_jax.nissa.report.growth import Seed
 from esper_jax.nissa.report.record import RUNNING, Run, figures
 from esper_jax.nissa.table import duration, engineering, percent
+from esper_jax.types import counted
 
 # A number and its unit stay on one line.
 _UNITS = re.compile(r"(\d) (s|min|h|%|[MGTP]|nats)(?!\w)")
@@ -16,7 +16,7 @@ _NAMED = 4  # seeds that are named one by one
 
 def tell(run: Run) -> str:
   """Tells of a run: how far it came, what grew, what that came to."""
-  told = (_course(run), _size(run), _grown(run), _figures(run))
+  told = (_course(run), _size(run), _grown(run), _figures(run), _ended(run))
   return _UNITS.sub("\\1\u00a0\\2", " ".join(filter(None, told)))
 
 
@@ -131,3 +131,8 @@ def _figures(run: Run) -> str:
     told += f"; test accuracy, read once, is {percent(test)}"
   flops = engineering(known["total_flops"])
   return f"{told}. All of it took {flops} FLOPs."
+
+
+def _ended(run: Run) -> str:
+  told = ending.sentence(run)
+  return f"{told[0].upper()}{told[1:]}." if told else ""

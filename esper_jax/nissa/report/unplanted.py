@@ -3,10 +3,14 @@
 import math
 from collections.abc import Callable
 
-from esper_jax.commands import counted
-from esper_jax.kasmina.rules import last_planting, of_config
+from esper_jax.kasmina.rules import (
+  earliest_fossil,
+  last_planting,
+  of_config,
+)
 from esper_jax.knobs import GIVEN
 from esper_jax.nissa.report.record import Run
+from esper_jax.types import counted
 
 _UNASKED = ("never", "replay")  # policies that decide on no growth
 _SLACK = 1e-4  # of a digit's unit; the policy judges in float32
@@ -67,16 +71,17 @@ def _no_slot(run: Run) -> str:
 
 
 def _too_short(run: Run, fits: list[int]) -> str:
-  longer = f"raise {_key(run, 'train.epochs')}"
+  first = run.config["tamiyo.warmup_epochs"]
+  needed = _needed(run, first)
+  longer = f"raise {_key(run, 'train.epochs')} to {needed} or more"
   if not fits:
     return (
       "a seed's life takes more than the run's"
       f" {counted(run.epochs, 'epoch')}; {longer}"
     )
-  first = run.config["tamiyo.warmup_epochs"]
   return (
-    f"no seed may be planted before epoch {first} is over, and the last by"
-    f" epoch {fits[-1]} of {run.epochs}; lower"
+    f"no seed may be planted before {counted(first, 'epoch')} passed, and the"
+    f" last by epoch {fits[-1]} of {run.epochs}; lower"
     f" {_key(run, 'tamiyo.warmup_epochs')}, or {longer}"
   )
 
@@ -134,9 +139,8 @@ def _periodic(run: Run, warm: list[int]) -> str:
 
 
 def _random(run: Run, warm: list[int]) -> str:
-  times = f"{len(warm)} time{'s' * (len(warm) != 1)}"
   return (
-    f"{times} nothing was drawn with probability"
+    f"{counted(len(warm), 'time')} nothing was drawn with probability"
     f" {run.config['tamiyo.probability']:g}; raise"
     f" {_key(run, 'tamiyo.probability')}, or give another {_key(run, 'seed')}"
   )
@@ -144,7 +148,25 @@ def _random(run: Run, warm: list[int]) -> str:
 
 def _schedule(run: Run) -> str:
   asked = [e for e in run.events if e["type"] == "decision"]
-  return str(asked[-1].get("reason")) if asked else ""
+  if not asked:
+    return ""
+  why = str(asked[-1].get("reason"))
+  first = min((entry[0] for entry in run.config["tamiyo.schedule"]), default=0)
+  needed = _needed(run, first)
+  if needed <= run.epochs:
+    return why
+  return (
+    f"{why}; a seed asked for after epoch {first} needs a run of {needed}"
+    f" epochs: raise {_key(run, 'train.epochs')}, or change"
+    f" {_key(run, 'tamiyo.schedule')}"
+  )
+
+
+def _needed(run: Run, first: int) -> int:
+  """Epochs of a run in which a seed of that epoch, or the next, can stay."""
+  rules = of_config(run.config, run.epochs)
+  every = rules.adaptation_frequency
+  return earliest_fossil(max(every, -(-first // every) * every), rules)
 
 
 def _key(run: Run, key: str) -> str:
