@@ -267,7 +267,7 @@ def test_a_run_that_goes_on(tmp_path):
   assert "A run that goes on writes it anew" in page.texts["footer"][0]
   told = page.texts["p"][1].replace("\u00a0", " ")
   assert told == (
-    "The run is under way: 2 epochs of 30 on digits so far in 2.5 s. The host,"
+    "The run is under way: 2 epochs of 30 so far in 2.5 s, on digits. The host,"
     " resnet8 with 0 slots, has 100 parameters, as at the start. Policy"
     " heuristic planted no seed. Validation accuracy is 75.00 %. All of it took"
     " 3,000 FLOPs."

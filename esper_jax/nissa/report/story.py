@@ -48,17 +48,17 @@ def _course(run: Run) -> str:
   if waited:
     took += f", {duration(waited)} of them waiting for the compiler"
   if run.status == RUNNING:
-    so_far = took.replace(" in ", " so far in ", 1) if took else ""
+    so_far = f" so far{took}" if took else ""
     return (
-      f"The run is under way: {counted(run.epochs, 'epoch')} of {run.planned}"
-      f" on {data}{so_far}."
+      f"The run is under way: {counted(run.epochs, 'epoch')} of"
+      f" {run.planned}{so_far}, on {data}."
     )
   verb = {"completed": "completed", "interrupted": "was interrupted after"}
   reason = f" ({known['reason']})" if known["reason"] else ""
   return (
     f"The run {verb.get(run.status, 'failed after')}"
-    f" {counted(run.epochs, 'epoch')} ({known['steps']:,} steps) on"
-    f" {data}{took}{reason}."
+    f" {counted(run.epochs, 'epoch')} ({known['steps']:,} steps){took}{reason}"
+    f", on {data}."
   )
 
 
