@@ -85,7 +85,7 @@ compiled = []
 class FirstStep(Silent):
   def event(self, event):
     if event["type"] == "compile":
-      compiled.append(event)
+      compiled.append(event.to_line())
 
   def steps(self, step, loss, images_per_second):
     if marks[-1][0] == "workdir":

@@ -375,17 +375,28 @@ def leaves(**values):
   )
 
 
-# XLA for CPU may fuse an update's multiplication and addition into one rounding
-# in one program and not in the other. Of all plantings here it does so in this
-# one, in one element of a momentum (jax 0.10.2).
-ROUNDED_APART = [("batch", "sgd", [("slot2_1", "lowrank", "gate")])]
+# XLA for CPU may round otherwise in a program with seeds than in one without.
+# Of all plantings here it does so in two: it fuses an update's multiplication
+# and addition (the first; one element of a momentum, jax 0.10.2), or sums
+# gradients in another order (the second, jax 0.11.2). Within one program
+# nothing differs.
+ROUNDED_APART = [
+  ("batch", "sgd", [("slot2_1", "lowrank", "gate")]),
+  next(planting for planting in plantings() if planting[0] == "gpt"),
+]
 
 
 def same_but_for_rounding(a, b):
-  """Bitwise, the optimizer's state (the third part) to its last bit."""
-  same((*a[:2], *a[3:]), (*b[:2], *b[3:]))
-  for x, y in zip(*map(jax.tree.leaves, (a[2], b[2])), strict=True):
-    np.testing.assert_array_max_ulp(np.asarray(x), np.asarray(y), maxulp=1)
+  """Hits and counts bitwise, losses and the gradients' squares to 1e-6.
+
+  Not parameters: of a gradient that is 0 but for rounding, as a key's bias
+  has, AdamW makes a whole step.
+  """
+  (loss, *hits), (square, finite) = a[6:]
+  (expected_loss, *expected_hits), (expected_square, expected_finite) = b[6:]
+  same((a[4:6], hits, finite), (b[4:6], expected_hits, expected_finite))
+  np.testing.assert_allclose(loss, expected_loss, rtol=1e-6)
+  np.testing.assert_allclose(square, expected_square, rtol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -400,7 +411,8 @@ def test_an_isolated_seed_leaves_the_host_bitwise_alone(name, optimizer, seeds):
 
   born = grown(name, optimizer, seeds)
   state, sums = run(step, born)
-  compare(host_part(state, sums), expected)
+  found = host_part(state, sums)
+  compare(found, expected)
   for at, seed in all_seeds(state.seeds).items():
     group = group_name(*at)
     assert finite(seed)
@@ -410,7 +422,7 @@ def test_an_isolated_seed_leaves_the_host_bitwise_alone(name, optimizer, seeds):
     assert int(state.age[group]) == 2
 
   sick, sums = run(step, change_seeds(born, nan))
-  compare(host_part(sick, sums), expected)
+  same(host_part(sick, sums), found)
   for at, seed in all_seeds(sick.seeds).items():
     assert not finite(seed.params)
     assert not bool(sums.finite[group_name(*at)])
@@ -418,7 +430,7 @@ def test_an_isolated_seed_leaves_the_host_bitwise_alone(name, optimizer, seeds):
   silent = change_seeds(
     change_seeds(born, nan), leaves(alpha=0.0, isolation=0.0, updates=0.0)
   )
-  compare(host_part(*run(step, silent)), expected)
+  same(host_part(*run(step, silent)), found)
 
   joined = change_seeds(born, leaves(alpha=0.5, isolation=0.0))
   assert differs(host_part(*run(step, joined))[0], expected[0])

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from esper_jax import commands
+from esper_jax.types import counted
 from esper_jax.urza import cli, listing
 from esper_jax.urza.device import Device
 from esper_jax.urza.registry import open_registry
@@ -93,7 +93,7 @@ def test_list_shows_only_what_was_asked_for(store, run):
     _, out, _ = run("list", *words)
     *lines, last = out.splitlines()
     assert [line[:12] for line in lines] == [key[:12] for key in keys]
-    assert last.startswith(f"{commands.counted(len(keys), 'artefact')}: ")
+    assert last.startswith(f"{counted(len(keys), 'artefact')}: ")
 
 
 def test_on_a_gpu_the_summary_says_what_fits_it(store):
