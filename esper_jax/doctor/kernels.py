@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from esper_jax import commands
 from esper_jax.doctor.report import Level, Line
 from esper_jax.doctor.settings import Settings
+from esper_jax.types import counted
 from esper_jax.urza import listing, upkeep
 from esper_jax.urza.artefact import Damaged
 from esper_jax.urza.device import Device
@@ -29,11 +30,10 @@ def check(settings: Settings, *, here: Device | None = None) -> Iterator[Line]:
   where = places(registry.folders)
   if problems:
     option = f" --dir={settings.registry}" if settings.registry else ""
-    count = len(problems)
     yield Line(
       "registry",
       Level.FAIL,
-      f"{count} problem{'s' * (count > 1)} in {where}: {problems[0]}",
+      f"{counted(len(problems), 'problem')} in {where}: {problems[0]}",
       f"`{commands.python()} -m esper_jax.urza verify{option}` names all;"
       " delete those files, or reinstall esper-jax where they are the"
       " package's",

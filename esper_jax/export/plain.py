@@ -17,7 +17,7 @@ from esper_jax.hosts.mlp import MLP
 from esper_jax.hosts.registry import make_host, reads_tokens
 from esper_jax.knobs import GIVEN
 from esper_jax.oona.lineage import MODULE, SEEDS
-from esper_jax.types import InputError
+from esper_jax.types import InputError, counted
 
 # Blueprint -> (class, the constructor's arguments from the parameters).
 _Shapes = Mapping[str, tuple[int, ...]]
@@ -241,7 +241,7 @@ def slots_source(
   body = "\n".join(f"  {line}" for line in [*lines, "return x"])
   text = _SLOTS.format(
     title=host["title"],
-    count=f"{len(records)} seed{'' if len(records) == 1 else 's'}",
+    count=counted(len(records), "seed"),
     reads=f"{form['dtype']} [{', '.join(map(str, form['shape']))}]",
     dtype=host["dtype"],
     places=places,

@@ -7,7 +7,7 @@ import numpy as np
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo.observation import Observation, improvement
 from esper_jax.tamiyo.rules import Rule, Settings, Wish, Words, wish
-from esper_jax.types import Action, Stage
+from esper_jax.types import Action, Stage, counted
 
 # How sharply the forecast trusts the order of the scores: a pair with twice
 # the score is taken to be four times as likely to lead at the next boundary.
@@ -132,7 +132,7 @@ def _loss(words: Words, settings: Settings) -> str:
   epochs = settings.plateau_epochs
   fall = 100 * float(improvement(words.observation, epochs)[0])
   verb = "improved" if fall >= 0 else "worsened"
-  span = f"{epochs} epoch{'s' * (epochs != 1)}"
+  span = counted(epochs, "epoch")
   return (
     f"validation loss {verb} {abs(fall):.2g} % over {span} (plateau below"
     f" {100 * settings.plateau_delta:g} %)"

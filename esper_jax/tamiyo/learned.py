@@ -24,7 +24,7 @@ from esper_jax.tamiyo.observation import (
 from esper_jax.tamiyo.policy import LEARNED, Policy, record
 from esper_jax.tamiyo.policy_file import PolicyFile
 from esper_jax.tamiyo.rules import Settings, Words
-from esper_jax.types import Action, Path, PyTree, Stage
+from esper_jax.types import Action, Path, PyTree, Stage, counted
 
 
 class State(struct.PyTreeNode):
@@ -221,7 +221,7 @@ def _growth_text(words: Words, epochs: int) -> str:
   parts = []
   fall, known = improvement(o, epochs)
   if bool(known):
-    span = f"{epochs} epoch{'s' * (epochs != 1)}"
+    span = counted(epochs, "epoch")
     verb = "improved" if fall >= 0 else "worsened"
     change = f"{abs(100 * float(fall)):.2g} % over {span}"
     parts.append(f"validation loss {verb} {change}")
@@ -239,6 +239,6 @@ def _growth_text(words: Words, epochs: int) -> str:
 def _cull_text(words: Words) -> str:
   o, row = words.observation, words.row
   age, stage = int(o.age[row]), Stage(int(o.stage[row])).name
-  spent = f"{age} epoch{'s' * (age != 1)} in {stage}"
+  spent = f"{counted(age, 'epoch')} in {stage}"
   sick = "" if bool(o.finite[row]) else "; not finite"
   return f"{shepherd.contribution_text(o, row)} after {spent}{sick}"

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from esper_jax.kasmina import lifecycle
 from esper_jax.tamiyo import observation as obs
 from esper_jax.tamiyo.observation import Decisions, Observation
-from esper_jax.types import Action, Stage
+from esper_jax.types import Action, Stage, counted
 
 
 def shepherd(
@@ -156,7 +156,7 @@ def sentence(
   stage = Stage(int(o.stage[row]))
   age, gate = int(o.age[row]), int(o.gate[row])
   contribution = contribution_text(o, row)
-  spent = f"{age} epoch{'s' * (age != 1)} in {stage.name}"
+  spent = f"{counted(age, 'epoch')} in {stage.name}"
   if reason & obs.NOT_FINITE:
     return f"a gradient or parameter of the seed is not finite after {spent}"
   if reason & obs.HARMFUL:

@@ -29,7 +29,7 @@ from esper_jax.tolaria import objective as objectives
 from esper_jax.tolaria.given import shapes_of
 from esper_jax.tolaria.growth_options import GrowthOptions
 from esper_jax.tolaria.steps import StepOptions
-from esper_jax.types import InputError, PyTree, SlotTable
+from esper_jax.types import InputError, PyTree, SlotTable, counted
 
 
 class Before(NamedTuple):
@@ -165,8 +165,7 @@ def given_host(
 
 def _title(name: str, folder: str, topology: Mapping[str, Any]) -> str:
   count = len(topology["seeds"]) + len(topology["merged"])
-  seeds = "seed" if count == 1 else "seeds"
-  return f"{name} of {folder} ({count} {seeds} grown before)"
+  return f"{name} of {folder} ({counted(count, 'seed')} grown before)"
 
 
 def _check_examples(
