@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from esper_jax import commands
 from esper_jax.data import datasets, folder
 from esper_jax.types import InputError
 
@@ -173,7 +174,8 @@ def test_an_unreadable_folder_is_named(read, monkeypatch):
 
 def test_without_pillow_the_extra_is_named(read, monkeypatch):
   monkeypatch.setitem(__import__("sys").modules, "PIL", None)
-  assert "in the repository: pip install -e '.[images]'" in refusal(read)
+  needed = f"in the repository: {commands.pip()} install -e '.[images]'"
+  assert needed in refusal(read)
 
 
 def test_a_source_is_divided_like_any_data_set(root, tmp_path):

@@ -12,6 +12,7 @@ import sys
 
 import pytest
 
+from esper_jax import commands
 from esper_jax.types import InputError
 from esper_jax.urza import compile as compiling
 from esper_jax.urza.artefact import from_document, to_document
@@ -236,7 +237,10 @@ def test_tiles_that_do_not_fit_the_source_are_refused():
   ("change", "reason"),
   [
     ({"source": "0" * 64}, "from a source that is not here any more"),
-    ({"triton": "3.8.0"}, r"with Triton 3.8.0, and .* pip install triton==3"),
+    (
+      {"triton": "3.8.0"},
+      rf"with Triton 3.8.0, and .* {commands.pip()} install triton==3",
+    ),
     ({"options": (("num_ctas", 2),)}, "with options"),
   ],
 )
