@@ -2,14 +2,15 @@
 
 An environment-epoch is 50 steps of batch 32 on an MLP of width 32 with 4 slots
 of 4 blueprints, one validation pass, one ablation per slot, a look at the
-slots and the policy. The bare inner loop is the same host's 50 steps without
-slots and nothing else. Both run at the same number of networks in one process
-and take turns; the ratio of their speeds is paired by round: the median and
-the 90 % percentile bootstrap interval of the median.
+slots and the policy: by default the network that the package ships. The bare
+inner loop is the same host's 50 steps without slots and nothing else. Both run
+at the same number of networks in one process and take turns; the ratio of their
+speeds is paired by round: the median and the 90 % percentile bootstrap interval
+of the median. On a CPU give --in-turn, as training does there.
 
-  .venv/bin/python -m benchmarks.simic_throughput
-  .venv/bin/python -m benchmarks.simic_throughput \\
-      --scaling 1 16 64 256 1024 4096
+  .venv/bin/python -m benchmarks.simic_throughput --in-turn
+  .venv/bin/python -m benchmarks.simic_throughput --in-turn \\
+      --scaling 1 16 256 1024 4096
 """
 
 import argparse
@@ -32,7 +33,10 @@ from esper_jax.simic import environment as env_lib
 from esper_jax.simic import hosts, worlds
 from esper_jax.simic.assembly import LIFE
 from esper_jax.simic.environment import Environment, Setting
+from esper_jax.tamiyo import learned, policy_file, traits
 from esper_jax.tamiyo import policy as policies
+from esper_jax.tamiyo.policy import LEARNED
+from esper_jax.tamiyo.rules import Settings
 from esper_jax.tolaria import optimizers, steps
 from esper_jax.types import HOST_GROUP
 
@@ -57,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
   parser.add_argument("--environments", default=64, **number)
   parser.add_argument("--epochs", default=4, **number)
   parser.add_argument("--rounds", default=12, **number)
-  parser.add_argument("--policy", default="heuristic")
+  parser.add_argument("--policy", default=LEARNED)
   parser.add_argument("--in-turn", action="store_true")
   parser.add_argument("--scaling", nargs="*", type=int, default=[])
   add_json(parser)
@@ -127,6 +131,21 @@ def make_environment(setting: Setting) -> Environment:
   return env_lib.make(setting, draw)
 
 
+def make_policy(setting: Setting, name: str) -> policies.Policy:
+  """The policy of that name; of `learned`, the one that the package ships."""
+  shared = {k: v for k, v in RULES._asdict().items() if k in Settings._fields}
+  settings = Settings(plateau_delta=0.5, warmup_epochs=1)._replace(**shared)
+  if name != LEARNED:
+    return policies.make(name, **settings._asdict())
+  specs = list(worlds.slots_of(setting.host, setting.example).values())
+  return learned.make(
+    policy_file.load(policy_file.SHIPPED),
+    traits.describe(specs, setting.names),
+    settings,
+    policies.make("heuristic", **settings._asdict()),
+  )
+
+
 def compare(
   environments: int,
   epochs: int,
@@ -146,7 +165,9 @@ def compare(
   setting = make_setting()._replace(in_turn=in_turn)
   keys = jax.random.split(jax.random.key(0), environments)
   blocks = {
-    "whole": whole_block(make_environment(setting), keys, epochs, policy),
+    "whole": whole_block(
+      make_environment(setting), keys, epochs, make_policy(setting, policy)
+    ),
     "bare": bare_block(setting, keys, epochs),
   }
   interleaved(blocks, 1)  # warm-up
@@ -179,10 +200,9 @@ def timed(call: Callable[[], Any]) -> Callable[[], float]:
 
 
 def whole_block(
-  env: Environment, keys: jax.Array, epochs: int, policy: str
+  env: Environment, keys: jax.Array, epochs: int, tamiyo: policies.Policy
 ) -> Callable[[], float]:
   """A block of environment-epochs, from where networks have begun to grow."""
-  tamiyo = policies.make(policy, plateau_delta=0.5, warmup_epochs=1)
 
   def begin(key):
     state, observation = env.reset(key)

@@ -116,12 +116,14 @@ def descend(
     loss: (parameters, *batch) -> (float32 [], its parts).
     optimizer: gives the step.
     state: (parameters, the optimizer's state).
-    *batch: what the loss is of.
+    *batch: what the loss is of: arrays [n, ...] of one n, of which every device
+      works on a part.
 
   Returns:
     (the new state, the parts before the step).
   """
   params, own = state
+  batch = rollout.apart(batch)
   (_, parts), gradient = jax.value_and_grad(loss, has_aux=True)(params, *batch)
   change, own = optimizer.update(gradient, own, params)
   return (optax.apply_updates(params, change), own), parts

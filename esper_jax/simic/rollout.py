@@ -112,16 +112,27 @@ def population(one: Callable[..., Any], *keys: jax.Array) -> Any:
   Returns:
     The arrays of all, [environments, ...], on every device.
   """
-  many, devices = jax.vmap(one), jax.devices()
-  if len(devices) == 1 or keys[0].shape[0] % len(devices):
+  many = jax.vmap(one)
+  mesh = _mesh_for(keys[0].shape[0])
+  if mesh is None:
     return many(*keys)
-  mesh = jax.sharding.Mesh(devices, ("environments",))
-  parts = jax.sharding.PartitionSpec("environments")
   played = jax.shard_map(
-    many, mesh=mesh, in_specs=parts, out_specs=parts, check_vma=False
+    many, mesh=mesh, in_specs=_PARTS, out_specs=_PARTS, check_vma=False
   )(*keys)
-  # What learns from them is small: every device does all of it.
   return jax.lax.with_sharding_constraint(played, _whole(mesh))
+
+
+def apart(tree: PyTree) -> PyTree:
+  """Lets each device work on its part of the leading axis, under jit.
+
+  Args:
+    tree: arrays [n, ...]; where the devices do not divide n, it stays whole.
+  """
+  mesh = _mesh_for(jax.tree.leaves(tree)[0].shape[0])
+  if mesh is None:
+    return tree
+  parts = jax.sharding.NamedSharding(mesh, _PARTS)
+  return jax.lax.with_sharding_constraint(tree, parts)
 
 
 def everywhere(tree: PyTree) -> PyTree:
@@ -129,11 +140,19 @@ def everywhere(tree: PyTree) -> PyTree:
 
   A program that takes its own results is then compiled once.
   """
+  mesh = _mesh_for(0)
+  return tree if mesh is None else jax.device_put(tree, _whole(mesh))
+
+
+_PARTS = jax.sharding.PartitionSpec("environments")
+
+
+def _mesh_for(size: int) -> jax.sharding.Mesh | None:
+  """All devices; None where there is one, or where they do not divide size."""
   devices = jax.devices()
-  if len(devices) == 1:
-    return tree
-  mesh = jax.sharding.Mesh(devices, ("environments",))
-  return jax.device_put(tree, _whole(mesh))
+  if len(devices) == 1 or size % len(devices):
+    return None
+  return jax.sharding.Mesh(devices, ("environments",))
 
 
 def _whole(mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:

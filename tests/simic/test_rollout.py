@@ -6,11 +6,14 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import using
+from esper_jax.simic.learning import descend
 from tests.simic import toy
 
 KEYS = 4
@@ -29,7 +32,9 @@ for leaf in jax.tree.leaves(out):
 odd = run(keys[:3])  # two devices do not divide three
 for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(odd), strict=True):
   np.testing.assert_allclose(a[:3], b, rtol=1e-6)
-np.savez(sys.argv[1], *jax.tree.leaves(out))
+told = jax.jit(test_rollout.learned)(*test_rollout.data(4))
+assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(told))
+np.savez(sys.argv[1], *jax.tree.leaves((out, told)))
 """
 
 
@@ -43,6 +48,32 @@ def played(keys):
   )
 
 
+def data(size):
+  """x float32 [size, 3] and y float32 [size] of a line to fit."""
+  x = jax.random.normal(jax.random.key(2), (size, 3))
+  return x, x.sum(axis=1) + 0.5
+
+
+def learned(x, y):
+  """Two steps down the squared error of the line."""
+  adam = optax.adam(0.1)
+  params = {"slope": jnp.zeros(3), "offset": jnp.zeros(())}
+
+  def loss(params, x, y):
+    error = ((x @ params["slope"] + params["offset"] - y) ** 2).mean()
+    return error, error
+
+  state = params, adam.init(params)
+  for _ in range(2):
+    state, error = descend(loss, adam, state, x, y)
+  return state[0], error
+
+
+def test_what_the_devices_do_not_divide_stays_whole():
+  x, y = data(3)
+  assert rollout.apart((x, y)) == (x, y)
+
+
 @pytest.mark.full
 def test_several_devices_give_what_one_gives(tmp_path):
   path = tmp_path / "out.npz"
@@ -54,7 +85,8 @@ def test_several_devices_give_what_one_gives(tmp_path):
   with np.load(path) as file:
     several = [file[name] for name in file.files]
   keys = jax.random.split(jax.random.key(0), KEYS)
-  one = jax.tree.leaves(toy.fast_jit(played)(keys))
+  told = jax.jit(learned)(*data(4))
+  one = jax.tree.leaves((toy.fast_jit(played)(keys), told))
   assert any(np.asarray(leaf).any() for leaf in one)
   for a, b in zip(one, several, strict=True):
     np.testing.assert_allclose(a, b, rtol=1e-6)
