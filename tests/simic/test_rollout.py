@@ -14,6 +14,7 @@ import pytest
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import using
 from esper_jax.simic.learning import descend
+from esper_jax.tolaria.optimizers import with_own_promotion
 from tests.simic import toy
 
 KEYS = 4
@@ -32,6 +33,8 @@ for leaf in jax.tree.leaves(out):
 odd = run(keys[:3])  # two devices do not divide three
 for a, b in zip(jax.tree.leaves(out), jax.tree.leaves(odd), strict=True):
   np.testing.assert_allclose(a[:3], b, rtol=1e-6)
+for leaf in jax.jit(rollout.apart)(test_rollout.data(4)):
+  assert [len(part.data) for part in leaf.addressable_shards] == [2, 2]
 told = jax.jit(test_rollout.learned)(*test_rollout.data(4))
 assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(told))
 np.savez(sys.argv[1], *jax.tree.leaves((out, told)))
@@ -56,7 +59,7 @@ def data(size):
 
 def learned(x, y):
   """Two steps down the squared error of the line."""
-  adam = optax.adam(0.1)
+  adam = with_own_promotion(optax.adam(0.1))
   params = {"slope": jnp.zeros(3), "offset": jnp.zeros(())}
 
   def loss(params, x, y):
