@@ -19,9 +19,9 @@ from esper_jax.simic.actor import Actor, using
 from esper_jax.simic.reward import Prices, returns
 from esper_jax.tamiyo import policy as policies
 from esper_jax.tamiyo import rules
+from esper_jax.tamiyo.policy import LEARNED
 from esper_jax.types import PyTree
 
-LEARNED = "learned"
 POLICIES = (LEARNED, "never", "periodic", "random", "heuristic")
 MARGIN = 0.002  # of accuracy: what counts as no worse than the heuristic
 _HALVINGS = 8  # the coin's probability is found to 1 part in 256

@@ -24,6 +24,7 @@ Decide = Callable[
   [PyTree, Observation, jax.Array], tuple[PyTree, Decisions, PyTree]
 ]
 MOVES = (Action.GERMINATE, Action.ADVANCE, Action.CULL, Action.FOSSILIZE)
+_PARTS = jax.sharding.PartitionSpec("environments")
 
 
 class Trajectory(struct.PyTreeNode):
@@ -144,11 +145,11 @@ def everywhere(tree: PyTree) -> PyTree:
   return tree if mesh is None else jax.device_put(tree, _whole(mesh))
 
 
-_PARTS = jax.sharding.PartitionSpec("environments")
-
-
 def _mesh_for(size: int) -> jax.sharding.Mesh | None:
-  """All devices; None where there is one, or where they do not divide size."""
+  """All devices; None where there is one, or where they do not divide size.
+
+  Any number of them divides 0.
+  """
   devices = jax.devices()
   if len(devices) == 1 or size % len(devices):
     return None
