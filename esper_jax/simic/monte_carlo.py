@@ -12,7 +12,15 @@ step of policy improvement over the coin (Sutton and Barto 2018, sections 4.2
 and 5.4; with a network and whole returns in place of bootstrapped ones, as Zha
 et al. 2021, arXiv:2106.06135). A part of the episodes is played by the network
 itself, so that what staying is worth becomes what it is worth to a policy that
-knows better later.
+knows better later. It draws its decisions at first, to see what others are
+worth; more and more it takes the likeliest, as it will in use. If it went on
+drawing all of them, it would grow at some time in every host, and staying would
+be worth no more than to grow later.
+
+What is learned is noisy, and whoever chooses by noisy estimates chooses what is
+overestimated (Smith and Winkler 2006, "The optimizer's curse"; van Hasselt
+2010, "Double Q-learning"). So a germination has to be worth a margin: the
+regression is told that much less.
 
 A policy gradient asks for more episodes here: to stay once is worth next to
 nothing where the next epoch grows all the same, so a policy that grows does
@@ -31,13 +39,16 @@ import optax
 from flax import struct
 
 from esper_jax.simic import rollout
-from esper_jax.simic.actor import Actor, drawing
+from esper_jax.simic.actor import Actor
 from esper_jax.simic.learning import Learner, descend, draw, minibatches
+from esper_jax.simic.planted import where
 from esper_jax.simic.reward import Prices, coming, returns
 from esper_jax.simic.rollout import Trials
 from esper_jax.tamiyo import policy, rules
 from esper_jax.tolaria.optimizers import with_own_promotion
-from esper_jax.types import PyTree
+from esper_jax.types import Action, PyTree
+
+_LEAST_ROOM = 0.02  # for a twin that gets next to all right
 
 
 class Settings(NamedTuple):
@@ -55,23 +66,32 @@ class Settings(NamedTuple):
     least, most: rate of the coin, log-uniform: the probability that it takes
       each of its chances to germinate.
     own: share of the episodes that the network plays at the end.
+    stray: share of the epochs of those in which it draws its decision at the
+      end; in the others it takes the likeliest, as it will in use. At the start
+      it draws all of them.
+    follow: rate at which the parameters that play, and are the result, follow
+      those that learn, per iteration.
     scale: what a logit is worth, in `unit`s.
-    unit: of returns, in accuracy, in which errors are counted.
+    margin: what a germination must be worth beyond staying, in `unit`s.
+    unit: of returns, as a share of the examples that the twin gets wrong.
     move_weight: of the moves' surprise, against the squared error.
   """
 
-  iterations: int = 60
-  environments: int = 256
-  minibatches: int = 4
-  passes: int = 8
+  iterations: int = 50
+  environments: int = 1024
+  minibatches: int = 8
+  passes: int = 2
   learning_rate: float = 3e-3
   decay: float = 1e-3
   max_gradient: float = 10.0
   least: float = 0.03
   most: float = 0.3
-  own: float = 0.5
+  own: float = 0.8
+  stray: float = 0.1
+  follow: float = 0.2
   scale: float = 0.25
-  unit: float = 0.02
+  margin: float = 0.05
+  unit: float = 0.05
   move_weight: float = 0.1
 
 
@@ -79,13 +99,15 @@ class State(struct.PyTreeNode):
   """Where it stands.
 
   Attributes:
-    params: of the network.
+    params: of the network, as they learn.
+    average: running average of them.
     optimizer: Adam's state.
     key: typed random key of the iterations to come.
     iteration: int32 []. How many are over.
   """
 
   params: PyTree
+  average: PyTree
   optimizer: PyTree
   key: jax.Array
   iteration: jax.Array
@@ -124,23 +146,31 @@ def learner(
 
   def init(params: PyTree, key: jax.Array) -> State:
     zero = jnp.zeros((), jnp.int32)
-    return State(params, adam.init(params), key, zero)
+    return State(params, params, adam.init(params), key, zero)
 
-  def play(params, share, key, own):
-    """One episode; `share`: the probability that the network plays it."""
+  def play(params, done, key, own):
+    """One episode; `done`: the share of the iterations that are over."""
     rated, taken, rest = jax.random.split(own, 3)
     low, high = jnp.log(settings.least), jnp.log(settings.most)
     rate: Any = jnp.exp(low + (high - low) * jax.random.uniform(rated, ()))
     coin = others._replace(probability=rate)
     player = policy.from_rule("random", rules.random(coin), coin)
-    knows = drawing(actor, params)
-    itself = jax.random.bernoulli(taken, share)
+    itself = jax.random.bernoulli(taken, settings.own * done)
+    stray = 1.0 - (1.0 - settings.stray) * done
+
+    def known(observation, draw):
+      strays, drawn = jax.random.split(draw)
+      distribution, _ = actor.apply(params, observation)
+      choice = where(
+        jax.random.bernoulli(strays, stray),
+        actor.sample(distribution, drawn),
+        actor.mode(distribution),
+      )
+      return actor.decisions(distribution, choice)
 
     def decide(memory, observation, draw):
       memory, tossed = player.decide(memory, observation, draw)
-      _, known, _ = knows((), observation, draw)
-      chosen = jax.tree.map(lambda a, b: jnp.where(itself, a, b), known, tossed)
-      return memory, chosen, ()
+      return memory, where(itself, known(observation, draw), tossed), ()
 
     first, rest = jax.random.split(rest)
     return rollout.play(environment, decide, player.init(first), key, rest)
@@ -161,17 +191,19 @@ def learner(
   def update(state: State, pool: Trials):
     key, pick, playing, shuffling = jax.random.split(state.key, 4)
     drawn = draw(pool, pick, settings.environments)
-    done = state.iteration.astype(jnp.float32) / settings.iterations
-    share = settings.own * jnp.minimum(done, 1.0)
+    done = jnp.minimum(state.iteration / settings.iterations, 1.0)
     shown = rollout.population(
-      lambda key, own: play(state.params, share, key, own),
+      lambda key, own: play(state.average, done, key, own),
       drawn.keys,
       jax.random.split(playing, settings.environments),
     )
     choice = jax.vmap(jax.vmap(actor.choice))(
       shown.observation, shown.decisions
     )
-    ahead = coming(shown.outcome, drawn.still, prices) / settings.unit
+    ahead = coming(shown.outcome, drawn.still, prices)
+    ahead /= settings.unit * _room(drawn.still)
+    grown = (shown.decisions.action == int(Action.GERMINATE)).sum(axis=-1)
+    ahead -= settings.margin * grown.astype(jnp.float32)
     free = rollout.free(shown.observation)
     batch = (shown.observation, choice, ahead, free)
 
@@ -192,6 +224,18 @@ def learner(
       f"loss/{name}": part[-1] for name, part in parts.items()
     }
     figures["return"] = returns(shown.outcome, drawn.still, prices).mean()
-    return State(params, optimizer, key, state.iteration + 1), figures
+    average = optax.incremental_update(params, state.average, settings.follow)
+    state = State(params, average, optimizer, key, state.iteration + 1)
+    return state, figures
 
-  return Learner(init, update, lambda state: state.params)
+  return Learner(init, update, lambda state: state.average)
+
+
+def _room(still: Any) -> jax.Array:
+  """float32 [environments, 1]: the share that the twin gets wrong at its end.
+
+  Returns spread about as widely as there is room for them: counted in shares of
+  it, the narrow host's noise does not drown what the wide one tells (weighted
+  least squares). It depends on no decision.
+  """
+  return jnp.maximum(1.0 - still.val_accuracy[:, -1:], _LEAST_ROOM)

@@ -44,11 +44,13 @@ _ONE_OR_NONE = ("tamiyo.temperature",)
 _AT_MOST_ONE = (
   *("ppo.discount", "ppo.trace", "ppo.moments_rate"),
   *("monte_carlo.least", "monte_carlo.most", "monte_carlo.own"),
+  *("monte_carlo.stray", "monte_carlo.follow"),
 )
 _ANY_SIGN = ("kasmina.training_gain_sigmas", "tamiyo.plateau_delta")
 _ABOVE_ZERO = (
   *("evolution.deviation", "ppo.clip"),
   *("monte_carlo.least", "monte_carlo.unit", "monte_carlo.scale"),
+  "monte_carlo.follow",
 )
 
 

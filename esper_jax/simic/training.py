@@ -46,10 +46,10 @@ class Settings(NamedTuple):
   seed: int = 0
   learner: str = "ppo"
   imitate: int = 0
-  explore: int = 60
+  explore: int = 50
   iterations: int = 0
-  environments: int = 2048
-  held_out: int = 256
+  environments: int = 4096
+  held_out: int = 2048
   test_every: int = 10
   patience: int = 10
   checkpoint_every: int = 10

@@ -5,7 +5,9 @@ ranks and shares, all in [-1, 1]. What is not known is 0 and has the flag of
 its name with a question mark down. Nothing else than finite numbers comes out,
 whatever the observation holds.
 
-Multiplying all losses, or all counts of parameters, changes nothing. Slots and
+Multiplying all losses, or all counts of parameters, changes nothing, nor does
+adding to all accuracies: how accurate a network is says more of its data than
+of its size, and a policy that was told took the one for the other. Slots and
 blueprints have no number: permute them, and the rows here are permuted.
 """
 
@@ -63,8 +65,6 @@ RUN = _with_flags(
   "noise?",
   "above_best?",
   "val_over_train?",
-  "val_accuracy?",
-  "train_accuracy?",
   "val_accuracy_gain?",
   "train_accuracy_gain?",
   "seeds_share?",
@@ -217,7 +217,6 @@ def _run(
   )
   for split, hits in (("val", o.val_accuracy), ("train", o.train_accuracy)):
     gain = hits[-1] - hits[-3]
-    out.put(f"{split}_accuracy", hits[-1], now)
     out.squash(f"{split}_accuracy_gain", gain, small=0.01, known=two)
   planted = jnp.where(o.blueprint >= 0, _own_cost(o), 0.0).sum()
   share = planted / o.parameters

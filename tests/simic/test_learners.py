@@ -3,6 +3,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from esper_jax.simic import evolution, imitation, monte_carlo, rollout
 from esper_jax.simic.learning import examine, minibatches
@@ -79,16 +80,29 @@ def test_imitation_copies_its_teacher():
   np.testing.assert_allclose(copied, earned, atol=0.02)
 
 
-def test_monte_carlo_control_learns_what_a_germination_is_worth():
+def _control(settings):
+  coin = rules.Settings(warmup_epochs=0, max_adaptations_per_epoch=1)
   free = Prices(0.0, 0.0)
+  return monte_carlo.learner(
+    toy.ACTOR, toy.ENVIRONMENT, coin, free, settings
+  ), free
+
+
+@pytest.mark.parametrize("margin", [0.0, 20.0])
+def test_monte_carlo_control_learns_what_a_germination_is_worth(margin):
   pool = toy.trials()
   settings = monte_carlo.Settings(
-    iterations=12, environments=64, learning_rate=0.1, least=0.1, most=0.3
+    iterations=12,
+    environments=64,
+    passes=8,
+    minibatches=4,
+    learning_rate=0.1,
+    least=0.1,
+    most=0.3,
+    follow=1.0,
+    margin=margin,
   )
-  coin = rules.Settings(warmup_epochs=0, max_adaptations_per_epoch=1)
-  learner = monte_carlo.learner(
-    toy.ACTOR, toy.ENVIRONMENT, coin, free, settings
-  )
+  learner, free = _control(settings)
   update = toy.fast_jit(learner.update)
   key = jax.random.key(1)
   state = learner.init(toy.ACTOR.init(key), key)
@@ -102,10 +116,16 @@ def test_monte_carlo_control_learns_what_a_germination_is_worth():
     earned, played = examine(toy.ACTOR, toy.ENVIRONMENT, params, pool, free)
     _, start = jax.vmap(toy.ENVIRONMENT.reset)(pool.keys)
     place, _, _ = jax.vmap(lambda o: toy.ACTOR.apply(params, o)[0])(start)
-    return earned, settings.scale * settings.unit * (place - place[:, -1:])
+    room = 1.0 - pool.still.val_accuracy[:, -1:]
+    logits = settings.scale * (place - place[:, -1:])
+    worth = settings.unit * room * (logits + settings.margin)
+    return earned, worth
 
   earned, worth = use(learner.params(state))
-  assert earned.mean() > 0.9 * toy.GAIN
+  if margin:  # more than "good" is worth
+    assert (earned == 0.0).all()
+  else:
+    assert earned.mean() > 0.9 * toy.GAIN
   # At the start, of the nine pairs, "good" in the right row, and no other.
   assert worth[:, :-1].max(axis=1).min() > 0.02
   rows = worth[:, :-1].reshape(-1, toy.ROWS, toy.BLUEPRINTS)
@@ -114,22 +134,51 @@ def test_monte_carlo_control_learns_what_a_germination_is_worth():
 
 def test_monte_carlo_control_lets_the_network_play_more_and_more():
   pool = toy.trials()
-  settings = monte_carlo.Settings(
-    iterations=1, environments=64, passes=1, own=1.0
-  )
-  coin = rules.Settings(warmup_epochs=0, max_adaptations_per_epoch=1)
-  learner = monte_carlo.learner(
-    toy.ACTOR, toy.ENVIRONMENT, coin, PRICES, settings
+  learner, _ = _control(
+    monte_carlo.Settings(iterations=1, environments=64, passes=1, own=1.0)
   )
   key = jax.random.key(1)
   state = learner.init(toy.ACTOR.init(key), key)
-  never = state.params | {"stay": state.params["stay"] + 100.0}
+  never = state.average | {"stay": state.average["stay"] + 100.0}
   update = toy.fast_jit(learner.update)
-  _, first = update(state.replace(params=never), pool)
-  done = state.replace(params=never, iteration=jnp.int32(1))
+  _, first = update(state.replace(average=never), pool)
+  done = state.replace(average=never, iteration=jnp.int32(1))
   _, last = update(done, pool)
   assert first["germinated"] > 0.3  # the coin's
   assert last["germinated"] == 0.0  # the network's
+
+
+def test_the_network_plays_as_it_will_be_used_but_for_stray_epochs():
+  pool = toy.trials()
+  key = jax.random.key(1)
+  params = toy.ACTOR.init(key)
+  params = params | {"stay": params["stay"] + 3.0}  # staying is likelier
+  grown = {}
+  for stray in (0.0, 1.0):
+    learner, _ = _control(
+      monte_carlo.Settings(
+        iterations=1, environments=64, passes=1, own=1.0, stray=stray
+      )
+    )
+    state = learner.init(params, key).replace(iteration=jnp.int32(1))
+    _, figures = toy.fast_jit(learner.update)(state, pool)
+    grown[stray] = float(figures["germinated"])
+  assert grown[0.0] == 0.0
+  assert grown[1.0] > 0.0
+
+
+def test_what_plays_follows_what_learns():
+  learner, _ = _control(
+    monte_carlo.Settings(iterations=2, environments=64, passes=1, follow=0.25)
+  )
+  key = jax.random.key(1)
+  before = learner.init(toy.ACTOR.init(key), key)
+  after, _ = toy.fast_jit(learner.update)(before, toy.trials())
+  assert learner.params(after) is after.average
+  for name, new in after.params.items():
+    old, average = before.params[name], after.average[name]
+    assert (new != old).any()
+    np.testing.assert_allclose(average, 0.75 * old + 0.25 * new, rtol=1e-5)
 
 
 def test_each_pass_has_every_episode_once():

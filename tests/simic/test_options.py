@@ -56,7 +56,7 @@ def test_values_take_the_type_of_the_default():
     ("ppo.minibatches=3", "must divide --config.ppo.environments=64"),
     (
       "monte_carlo.minibatches=3",
-      "divide --config.monte_carlo.environments=256",
+      "divide --config.monte_carlo.environments=1024",
     ),
     ("monte_carlo.most=0.01", "at least --config.monte_carlo.least=0.03"),
     ("monte_carlo.own=2", "must be at most 1"),

@@ -136,6 +136,20 @@ def test_a_multiple_of_all_parameter_counts_changes_nothing(anything, seed):
 
 
 @pytest.mark.parametrize("seed", range(4))
+def test_what_is_added_to_all_accuracies_changes_nothing(anything, seed):
+  known = jnp.ones((HISTORY,), jnp.bool_)
+  o = lively(anything, seed).replace(history_known=known)
+  draw = np.random.default_rng(seed)
+  hits = draw.uniform(0.0, 0.5, (2, HISTORY)).astype(np.float32)
+  more = np.float32(0.5)
+  low = o.replace(train_accuracy=hits[0], val_accuracy=hits[1])
+  high = o.replace(train_accuracy=hits[0] + more, val_accuracy=hits[1] + more)
+  assert same(look(low), look(high))
+  swapped = o.replace(train_accuracy=hits[1], val_accuracy=hits[0])
+  assert not same(look(low), look(swapped))
+
+
+@pytest.mark.parametrize("seed", range(4))
 def test_rows_and_blueprints_have_no_place(anything, seed):
   o = lively(anything, seed)
   draw = np.random.default_rng(seed)
