@@ -101,16 +101,14 @@ def _evaluate(flags: argparse.Namespace, overrides: Sequence[str]) -> int:
   from esper_jax.simic import evaluation, publishing
 
   settings = _settings(flags.config, overrides) if flags.config else None
+  found = publishing.find(flags.policy, registry=flags.dir)
   played = publishing.evaluate(
-    flags.policy,
-    settings,
-    overrides,
-    count=flags.envs,
-    seed=flags.seed,
-    registry=flags.dir,
+    found, settings, overrides, count=flags.envs, seed=flags.seed
   )
   if flags.json:
-    print(json.dumps(plain(evaluation.document(played)), indent=2))
+    which = {"policy_sha256": found.sha256, "seed": flags.seed}
+    figures = which | evaluation.document(played)
+    print(json.dumps(plain(figures), indent=2))
   else:
     print(evaluation.table(played))
   return commands.OK

@@ -3,14 +3,15 @@
 A coin plays, in every episode with a rate of its own, and the network learns by
 regression what it saw:
 
-  return still to come = value + scale * sum of the germinations' advantages
+  return still to come / (unit * what the twin gets wrong) - margin * how many
+    germinate now = value + scale * sum of their advantages
 
 where an advantage is a difference of logits (`Actor.advantage`). So a logit
-becomes what germinating is worth more than staying, in units of `scale`, and
-the distribution of the network the Boltzmann policy of these advantages: one
-step of policy improvement over the coin (Sutton and Barto 2018, sections 4.2
-and 5.4; with a network and whole returns in place of bootstrapped ones, as Zha
-et al. 2021, arXiv:2106.06135). A part of the episodes is played by the network
+becomes what germinating is worth more than staying, less the margin, and the
+distribution of the network the Boltzmann policy of these advantages: one step
+of policy improvement over the coin (Sutton and Barto 2018, sections 4.2 and
+5.4; with a network and whole returns in place of bootstrapped ones, as Zha et
+al. 2021, arXiv:2106.06135). A part of the episodes is played by the network
 itself, so that what staying is worth becomes what it is worth to a policy that
 knows better later. It draws its decisions at first, to see what others are
 worth; more and more it takes the likeliest, as it will in use. If it went on
@@ -20,7 +21,8 @@ be worth no more than to grow later.
 What is learned is noisy, and whoever chooses by noisy estimates chooses what is
 overestimated (Smith and Winkler 2006, "The optimizer's curse"; van Hasselt
 2010, "Double Q-learning"). So a germination has to be worth a margin: the
-regression is told that much less.
+regression is told that much less. It is not told so of later germinations, so
+the margin also favours to wait where a seed may be planted later.
 
 A policy gradient asks for more episodes here: to stay once is worth next to
 nothing where the next epoch grows all the same, so a policy that grows does
@@ -48,7 +50,7 @@ from esper_jax.tamiyo import policy, rules
 from esper_jax.tolaria.optimizers import with_own_promotion
 from esper_jax.types import Action, PyTree
 
-_LEAST_ROOM = 0.02  # for a twin that gets next to all right
+_LEAST_ROOM = 0.02  # of a twin that gets next to all right
 
 
 class Settings(NamedTuple):
@@ -65,15 +67,16 @@ class Settings(NamedTuple):
     max_gradient: global norm at which gradients are clipped.
     least, most: rate of the coin, log-uniform: the probability that it takes
       each of its chances to germinate.
-    own: share of the episodes that the network plays at the end.
-    stray: share of the epochs of those in which it draws its decision at the
-      end; in the others it takes the likeliest, as it will in use. At the start
-      it draws all of them.
+    own: share of the episodes that the network plays after the last iteration;
+      it rises from 0.
+    stray: share of the epochs of these episodes in which the network draws its
+      decision after the last iteration; it falls from 1. In the other epochs
+      it takes the likeliest, as it will in use.
     follow: rate at which the parameters that play, and are the result, follow
       those that learn, per iteration.
     scale: what a logit is worth, in `unit`s.
     margin: what a germination must be worth beyond staying, in `unit`s.
-    unit: of returns, as a share of the examples that the twin gets wrong.
+    unit: of returns, as a share of what the twin gets wrong in the end.
     move_weight: of the moves' surprise, against the squared error.
   """
 
@@ -201,7 +204,7 @@ def learner(
       shown.observation, shown.decisions
     )
     ahead = coming(shown.outcome, drawn.still, prices)
-    ahead /= settings.unit * _room(drawn.still)
+    ahead /= settings.unit * room(drawn.still)
     grown = (shown.decisions.action == int(Action.GERMINATE)).sum(axis=-1)
     ahead -= settings.margin * grown.astype(jnp.float32)
     free = rollout.free(shown.observation)
@@ -231,11 +234,14 @@ def learner(
   return Learner(init, update, lambda state: state.average)
 
 
-def _room(still: Any) -> jax.Array:
-  """float32 [environments, 1]: the share that the twin gets wrong at its end.
+def room(still: Any) -> jax.Array:
+  """Returns what the twins get wrong in the end: float32 [environments, 1].
 
   Returns spread about as widely as there is room for them: counted in shares of
   it, the narrow host's noise does not drown what the wide one tells (weighted
   least squares). It depends on no decision.
+
+  Args:
+    still: `Outcome` of the twins, [environments, epochs].
   """
   return jnp.maximum(1.0 - still.val_accuracy[:, -1:], _LEAST_ROOM)

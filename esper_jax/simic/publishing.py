@@ -142,29 +142,26 @@ def find(policy: str, *, registry: str = "") -> policy_file.PolicyFile:
 
 
 def evaluate(
-  policy: str,
+  found: policy_file.PolicyFile,
   settings: Mapping[str, Any] | None,
   overrides: Sequence[str],
   *,
   count: int,
   seed: int,
-  registry: str = "",
 ) -> dict[str, evaluation.Played]:
   """Compares a policy with the others on environments it has not met.
 
   Args:
-    policy: path of its file, or its name in Urza.
+    found: see `find`.
     settings: of the environments; None = those it was trained with.
     overrides: of the latter, see `options.read`.
     count: environments.
     seed: which; another than that of the training.
-    registry: layer of Urza to look in; "" = the user's.
 
   Raises:
-    InputError: there is no such policy, its file is damaged, or it says too
-      little about the environments.
+    InputError: the policy says too little about the environments, or was
+      trained with the seed.
   """
-  found = find(policy, registry=registry)
   provenance = found.provenance
   if settings is None:
     nested: dict[str, dict[str, Any]] = {}

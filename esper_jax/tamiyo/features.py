@@ -6,9 +6,9 @@ its name with a question mark down. Nothing else than finite numbers comes out,
 whatever the observation holds.
 
 Multiplying all losses, or all counts of parameters, changes nothing, nor does
-adding to all accuracies: how accurate a network is says more of its data than
-of its size, and a policy that was told took the one for the other. Slots and
-blueprints have no number: permute them, and the rows here are permuted.
+adding a constant to all accuracies: in small worlds accuracy tells the size of
+a network, elsewhere it says more of the data. Slots and blueprints have no
+number: permute them, and the rows here are permuted.
 """
 
 import hashlib

@@ -7,10 +7,15 @@ import pytest
 
 from benchmarks import simic_learning
 from esper_jax.simic.evaluation import POLICIES
+from esper_jax.tamiyo import policy_file
+from esper_jax.tamiyo.policy_file import SHIPPED
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "benchmarks" / "results" / "simic_digits"
-FIGURES = json.loads((FOLDER / "evaluate.json").read_text())
+FIGURES, BEFORE = (
+  json.loads((FOLDER / name).read_text())
+  for name in ("evaluate.json", "evaluate_2000.json")
+)
 PAGE = (ROOT / "docs" / "simic.md").read_text()
 
 
@@ -40,6 +45,14 @@ def test_the_shipped_policy_is_not_worse_than_the_heuristic():
   assert less["accuracy_at_least"] > -0.002
   assert FIGURES["policies"]["learned"]["fossilized_share"] >= 0.3
   assert f"In {FIGURES['environments']:,} environments" in PAGE
+
+
+@pytest.mark.parametrize("figures", [FIGURES, BEFORE])
+def test_the_page_has_what_evaluate_gave_of_the_shipped_policy(figures):
+  assert figures["policy_sha256"] == policy_file.load(SHIPPED).sha256
+  assert f"--seed={figures['seed']}" in PAGE
+  less = figures["policies"]["heuristic"]["learned_less_this"]
+  assert _interval(less["earned"]) in " ".join(PAGE.split())
 
 
 def test_the_figures_are_those_of_the_training_run():

@@ -12,6 +12,7 @@ import pytest
 from esper_jax import commands
 from esper_jax.simic import command_line
 from esper_jax.simic.publishing import POLICY
+from esper_jax.tamiyo import policy_file
 
 FULL = os.environ.get("ESPER_TEST_FULL") == "1"
 CONFIG = str(Path(__file__).parents[2] / "configs" / "simic_digits.py")
@@ -79,7 +80,8 @@ def test_a_policy_is_trained_published_and_compared(capsys, tmp_path):
   )
   assert command_line.main(compare) == commands.OK
   figures = json.loads(capsys.readouterr().out)
-  assert figures["environments"] == 4
+  assert (figures["environments"], figures["seed"]) == (4, 1000)
+  assert figures["policy_sha256"] == policy_file.load(run / POLICY).sha256
   assert set(figures["policies"]) == {
     "learned",
     "never",

@@ -60,6 +60,10 @@ def test_values_take_the_type_of_the_default():
     ),
     ("monte_carlo.most=0.01", "at least --config.monte_carlo.least=0.03"),
     ("monte_carlo.own=2", "must be at most 1"),
+    ("monte_carlo.stray=2", "must be at most 1"),
+    ("monte_carlo.follow=2", "must be at most 1"),
+    ("monte_carlo.follow=0", "must be above 0"),
+    ("monte_carlo.margin=-1", "must be 0 or more"),
     ("monte_carlo.least=0", "must be above 0"),
   ],
 )
