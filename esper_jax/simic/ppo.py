@@ -25,6 +25,7 @@ from esper_jax.simic.learning import (
   no_moments,
   spread,
 )
+from esper_jax.simic.planted import where
 from esper_jax.simic.reward import Prices, returns, rewards
 from esper_jax.simic.rollout import Trials
 from esper_jax.tamiyo.observation import Observation
@@ -301,12 +302,8 @@ def learner(
       step, moved = adam.update(gradient, optimizer, params)
       step = jax.tree.map(lambda leaf: leaf * rate, step)
       go = parts["kl"] <= settings.target_kl
-
-      def chosen(new, old):
-        return jax.tree.map(lambda a, b: jnp.where(go, a, b), new, old)
-
-      params = chosen(optax.apply_updates(params, step), params)
-      return params, chosen(moved, optimizer), go, parts
+      params = where(go, optax.apply_updates(params, step), params)
+      return params, where(go, moved, optimizer), go, parts
 
     def minibatch(carry, index):
       params, optimizer, go, steps, parts = carry

@@ -14,6 +14,7 @@ from esper_jax.tamiyo import policy, rules
 from tests.simic import toy
 
 PRICES = Prices(parameters=0.01, flops=0.01)
+FREE = Prices(0.0, 0.0)
 
 
 def test_centred_ranks_by_hand():
@@ -33,12 +34,11 @@ def test_the_gradient_by_hand():
 
 
 def test_evolution_improves_on_the_toy():
-  free = Prices(0.0, 0.0)
   pool = toy.trials()
   settings = evolution.Settings(
     pairs=24, environments=12, deviation=0.5, learning_rate=0.3
   )
-  learner = evolution.learner(toy.ACTOR, toy.ENVIRONMENT, free, settings)
+  learner = evolution.learner(toy.ACTOR, toy.ENVIRONMENT, FREE, settings)
   update = toy.fast_jit(learner.update)
   key = jax.random.key(1)
   state = learner.init(toy.ACTOR.init(key), key)
@@ -84,10 +84,7 @@ def test_imitation_copies_its_teacher():
 
 def _control(settings):
   coin = rules.Settings(warmup_epochs=0, max_adaptations_per_epoch=1)
-  free = Prices(0.0, 0.0)
-  return monte_carlo.learner(
-    toy.ACTOR, toy.ENVIRONMENT, coin, free, settings
-  ), free
+  return monte_carlo.learner(toy.ACTOR, toy.ENVIRONMENT, coin, FREE, settings)
 
 
 @pytest.mark.parametrize("margin", [0.0, 2.0, 20.0])
@@ -104,7 +101,7 @@ def test_monte_carlo_control_learns_what_a_germination_is_worth(margin):
     follow=1.0,
     margin=margin,
   )
-  learner, free = _control(settings)
+  learner = _control(settings)
   update = toy.fast_jit(learner.update)
   key = jax.random.key(1)
   state = learner.init(toy.ACTOR.init(key), key)
@@ -115,7 +112,7 @@ def test_monte_carlo_control_learns_what_a_germination_is_worth(margin):
 
   @toy.fast_jit
   def use(params):
-    earned, played = examine(toy.ACTOR, toy.ENVIRONMENT, params, pool, free)
+    earned, played = examine(toy.ACTOR, toy.ENVIRONMENT, params, pool, FREE)
     _, start = jax.vmap(toy.ENVIRONMENT.reset)(pool.keys)
     place, _, _ = jax.vmap(lambda o: toy.ACTOR.apply(params, o)[0])(start)
     logits = settings.scale * (place - place[:, -1:])[:, :-1]
@@ -139,7 +136,7 @@ def test_monte_carlo_control_learns_what_a_germination_is_worth(margin):
 
 def test_monte_carlo_control_lets_the_network_play_more_and_more():
   pool = toy.trials()
-  learner, _ = _control(
+  learner = _control(
     monte_carlo.Settings(iterations=1, environments=64, passes=1, own=1.0)
   )
   key = jax.random.key(1)
@@ -161,7 +158,7 @@ def test_the_network_plays_as_it_will_be_used_but_for_stray_epochs():
   params = params | {"stay": params["stay"] + 0.3}
   grown = []
   for stray in (0.0, 0.2):
-    learner, _ = _control(
+    learner = _control(
       monte_carlo.Settings(
         iterations=1, environments=64, passes=1, own=1.0, stray=stray
       )
@@ -180,7 +177,7 @@ def test_returns_are_counted_in_shares_of_what_the_twin_gets_wrong():
 
 
 def test_what_plays_follows_what_learns():
-  learner, _ = _control(
+  learner = _control(
     monte_carlo.Settings(iterations=2, environments=64, passes=1, follow=0.25)
   )
   key = jax.random.key(1)
