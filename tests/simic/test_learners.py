@@ -87,7 +87,9 @@ def _control(settings):
   return monte_carlo.learner(toy.ACTOR, toy.ENVIRONMENT, coin, FREE, settings)
 
 
-@pytest.mark.parametrize("margin", [0.0, 2.0, 20.0])
+@pytest.mark.parametrize(
+  "margin", [0.0, pytest.param(2.0, marks=pytest.mark.full), 20.0]
+)
 def test_monte_carlo_control_learns_what_a_germination_is_worth(margin):
   pool = toy.trials()
   settings = monte_carlo.Settings(

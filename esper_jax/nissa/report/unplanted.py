@@ -50,6 +50,7 @@ def _reason(run: Run) -> str:
     "heuristic": _heuristic,
     "periodic": _periodic,
     "random": _random,
+    "learned": _learned,
   }
   return known[policy](run, warm) if policy in known else ""
 
@@ -107,7 +108,7 @@ def _heuristic(run: Run, warm: list[int]) -> str:
     f"{over} the validation loss always fell by {_down(100 * least)} % or more,"
     f" and a plateau is below {100 * limit:g} %; raise"
     f" {_key(run, 'tamiyo.plateau_delta')} to {_up(least)} or more, or grow by"
-    f" the clock, {_by_the_clock(run)}"
+    f" the clock, {_policy(run, 'periodic')}"
   )
 
 
@@ -146,6 +147,14 @@ def _random(run: Run, warm: list[int]) -> str:
   )
 
 
+def _learned(run: Run, warm: list[int]) -> str:
+  return (
+    f"{counted(len(warm), 'time')} the learned policy took growing for worth"
+    f" less than staying; grow on a plateau, {_policy(run, 'heuristic')}, or by"
+    f" the clock, {_policy(run, 'periodic')}"
+  )
+
+
 def _schedule(run: Run) -> str:
   asked = [e for e in run.events if e["type"] == "decision"]
   if not asked:
@@ -175,10 +184,11 @@ def _key(run: Run, key: str) -> str:
   return f"config['{key}']" if own else f"--config.{key}"
 
 
-def _by_the_clock(run: Run) -> str:
+def _policy(run: Run, name: str) -> str:
+  """A policy as who started the run asks for it."""
   if run.config["host.name"] == GIVEN:
-    return "policy='periodic'"
-  return "--config.tamiyo.policy=periodic"
+    return f"policy='{name}'"
+  return f"--config.tamiyo.policy={name}"
 
 
 def _down(value: float) -> str:
