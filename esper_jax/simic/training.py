@@ -17,6 +17,7 @@ from flax import struct
 from esper_jax.simic import rollout
 from esper_jax.simic.actor import Actor, using
 from esper_jax.simic.learning import Learner
+from esper_jax.simic.planted import where
 from esper_jax.simic.reward import Prices, returns
 from esper_jax.simic.rollout import Trajectory, Trials
 from esper_jax.tamiyo import shepherd
@@ -199,9 +200,7 @@ def train(
         line |= {"held_out/return": float(score), **_numbers(found)}
         better = score > run.score
         run = run.replace(
-          best=jax.tree.map(
-            lambda new, old, b=better: jnp.where(b, new, old), params, run.best
-          ),
+          best=where(better, params, run.best),
           score=jnp.where(better, score, run.score),
           stale=jnp.where(better, 0, run.stale + 1).astype(jnp.int32),
         )
@@ -240,10 +239,7 @@ def _make_watch(actor: Actor, environment: Any) -> Callable[..., Trajectory]:
     def decide(memory, observation, key):
       memory, decisions, record = own(memory, observation, key)
       waits = shepherd.waiting(observation.stage.shape[0])
-      chosen = jax.tree.map(
-        lambda a, b: jnp.where(decides, a, b), decisions, waits
-      )
-      return memory, chosen, record
+      return memory, where(decides, decisions, waits), record
 
     return rollout.population(
       lambda key: rollout.play(environment, decide, (), key, key), keys
