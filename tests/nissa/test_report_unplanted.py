@@ -137,8 +137,8 @@ def test_the_value_that_is_named_would_have_been_a_plateau(
     ),
     (
       {"policy": "learned"},
-      "10 times the learned policy took growing for worth less than staying;"
-      " grow on a plateau, --config.tamiyo.policy=heuristic, or by the clock,"
+      "10 times the learned policy decided not to grow; grow on a plateau,"
+      " --config.tamiyo.policy=heuristic, or by the clock,"
       " --config.tamiyo.policy=periodic",
     ),
     (

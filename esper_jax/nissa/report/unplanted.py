@@ -149,9 +149,9 @@ def _random(run: Run, warm: list[int]) -> str:
 
 def _learned(run: Run, warm: list[int]) -> str:
   return (
-    f"{counted(len(warm), 'time')} the learned policy took growing for worth"
-    f" less than staying; grow on a plateau, {_policy(run, 'heuristic')}, or by"
-    f" the clock, {_policy(run, 'periodic')}"
+    f"{counted(len(warm), 'time')} the learned policy decided not to grow; grow"
+    f" on a plateau, {_policy(run, 'heuristic')}, or by the clock,"
+    f" {_policy(run, 'periodic')}"
   )
 
 
