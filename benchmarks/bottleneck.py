@@ -45,6 +45,7 @@ FLAGS = (
   "--config.train.epochs=40",
   "--config.urza.modules=benchmarks._wide_block",
   f"--config.kasmina.blueprints={_BLUEPRINT}",
+  "--config.tamiyo.policy=heuristic",
   "--config.tamiyo.max_growths=1",
 )
 

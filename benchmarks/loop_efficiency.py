@@ -195,6 +195,7 @@ def measure_shape(
   result: dict[str, Any] = {}
   with tempfile.TemporaryDirectory() as folder:
     own = ["--config.tezzeret.threads=0"]  # nothing is compiled beside steps
+    own += ["--config.tamiyo.policy=heuristic"]  # as when first measured
     if name == "cifar10":
       write_random_cifar(Path(folder))
       own += [f"--config.data.dir={folder}", "--config.data.train_limit=4096"]

@@ -106,10 +106,10 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
   add_json(parser)
   options, overrides = parser.parse_known_args(argv)
   with tempfile.TemporaryDirectory() as folder:
-    own = []
+    own = ["--config.tamiyo.policy=heuristic"]  # as when first measured
     if "cifar10" in options.config:
       write_random_cifar(Path(folder))
-      own = [f"--config.data.dir={folder}"]
+      own += [f"--config.data.dir={folder}"]
     config = load_config(options.config, [*own, *overrides])
     figures = measure(config, Path(folder) / "run")
   for name in ("report", "tensorboard", "console"):

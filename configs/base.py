@@ -2,7 +2,14 @@
 
 from ml_collections import ConfigDict
 
-from esper_jax.defaults import get_config as get_config
+from esper_jax import defaults
+
+
+def get_config() -> ConfigDict:
+  """Returns the defaults, with the learned policy in place of the heuristic."""
+  config = defaults.get_config()
+  config.tamiyo.policy = "learned"
+  return config
 
 
 def shrink_to_smoke(config: ConfigDict) -> None:

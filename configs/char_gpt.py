@@ -35,6 +35,7 @@ def get_config(profile: str = "gpu") -> ConfigDict:
   config.kasmina.blend_epochs = 2
   # The loss is a mean over the context's characters, and so is its gradient.
   config.kasmina.proximal = 1 / 64
+  config.tamiyo.policy = "heuristic"  # the learned one plants nothing here
   config.tamiyo.warmup_epochs = 4
   config.tamiyo.plateau_delta = 0.1
   config.tamiyo.max_growths = 4

@@ -4,7 +4,7 @@ Command: .venv/bin/python main.py --config=configs/cifar100.py
 
 Profiles:
   :gpu    (default) ResNet-18, 100 epochs, one GPU; not timed yet
-  :cpu    ResNet-8, width 8, 24 epochs, 10,000 images; 8 min, 2 CPU cores
+  :cpu    ResNet-8, width 8, 24 epochs, 10,000 images; 10 min, 2 CPU cores
   :smoke  two training steps of ResNet-8, 2 CPU cores: does it all run?
 """
 

@@ -32,7 +32,7 @@ def get_config(profile: str = "gpu") -> ConfigDict:
   config.kasmina.blueprints = ("conv3x3",)
   config.kasmina.blend_epochs = 2
   config.tamiyo.warmup_epochs = 4
-  config.tamiyo.plateau_delta = 0.3
+  config.tamiyo.plateau_delta = 0.3  # the heuristic alone reads it
   config.tamiyo.max_growths = 4
   if profile == "smoke":
     base.shrink_to_smoke(config)

@@ -33,7 +33,7 @@ def get_config(profile: str = "gpu") -> ConfigDict:
   config.train.epochs = 30
   config.kasmina.blueprints = ("conv3x3", "bottleneck", "depthwise")
   config.kasmina.blend_epochs = 2
-  config.tamiyo.plateau_delta = 0.15
+  config.tamiyo.plateau_delta = 0.15  # the heuristic alone reads it
   config.tamiyo.max_growths = 4
   if profile == "smoke":
     base.shrink_to_smoke(config)

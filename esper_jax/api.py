@@ -157,7 +157,8 @@ def grow(
       esper_jax/defaults.py.
     variables: start from these, {"params": ..., other collections}, as
       `model.init` gives them; None where the model has grown before.
-    policy: by name, or one of your own; None: as the config says.
+    policy: by name, or one of your own; None: as the config says,
+      by default the heuristic.
     blueprints: what may be planted: names, or blueprints of your own, which are
       registered (and replace one of that name that is not built in). Empty: as
       the config says, by default all that fit.

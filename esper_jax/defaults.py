@@ -98,9 +98,11 @@ def get_config() -> ConfigDict:
   config.kasmina.seeds_per_slot = 1  # live seeds side by side in one slot
   config.kasmina.max_per_slot = 2  # seeds of one slot, fossilized ones included
   config.kasmina.min_training_epochs = 2  # epochs in TRAINING, at least
-  config.kasmina.max_training_epochs = 8  # epochs in TRAINING before a cull
+  # epochs in TRAINING before a cull; a learned policy decides for itself
+  config.kasmina.max_training_epochs = 8
   config.kasmina.min_holding_epochs = 1  # epochs in HOLDING, at least
-  config.kasmina.max_holding_epochs = 4  # epochs in HOLDING before a cull
+  # epochs in HOLDING before a cull; a learned policy decides for itself
+  config.kasmina.max_holding_epochs = 4
   config.kasmina.embargo_epochs = 3  # epochs a slot rests after a cull
   # standard errors that the contribution must exceed to fossilize a seed
   config.kasmina.gain_sigmas = 2.0
@@ -114,7 +116,8 @@ def get_config() -> ConfigDict:
 
   config.tamiyo = ConfigDict()
   # never | periodic | schedule | random | heuristic | replay | learned; given =
-  # the one that `esper_jax.grow` was called with
+  # the one that `esper_jax.grow` was called with. The files in configs/ set
+  # learned, but char_gpt.py
   config.tamiyo.policy = "heuristic"
   # of a learned policy: a file, or a name that Urza keeps one under; "" = the
   # shipped one. Or the file of a policy of your own

@@ -103,7 +103,7 @@ RECORDED = f"{ROOT}/tests/integration/recorded/slot1.jsonl"
 
 def test_replay_flags_set_keys():
   t = parse(DIGITS).config.tamiyo
-  assert (t.policy, t.replay) == ("heuristic", "")
+  assert (t.policy, t.replay) == ("learned", "")
   t = parse(DIGITS, f"--replay={RECORDED}").config.tamiyo
   assert (t.policy, t.replay) == ("replay", RECORDED)
   assert (t.replay_permute, t.replay_seed, t.replay_final) == ("", 0, False)

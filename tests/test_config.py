@@ -69,6 +69,8 @@ def test_defaults_that_users_rely_on():
   assert config.optimizer.learning_rate == 1e-3
   assert config.data.batch_size == 32
   assert config.train.epochs == 100
+  assert config.tamiyo.policy == "learned"
+  assert defaults.get_config().tamiyo.policy == "heuristic"
   assert config.tamiyo.policy_path == ""
   assert config.tamiyo.adaptation_frequency == 1
   assert config.tamiyo.max_adaptations_per_epoch == 2
@@ -290,7 +292,13 @@ def test_section_is_no_key():
       {"tamiyo__schedule": ((100, "slot1_1", "norm"),)},
       "every epoch must be below --config.train.epochs=100",
     ),
-    ({"tamiyo__policy_path": "no/such.safetensors"}, "no such file"),
+    (
+      {
+        "tamiyo__policy": "heuristic",
+        "tamiyo__policy_path": "no/such.safetensors",
+      },
+      "no such file",
+    ),
   ],
 )
 def test_what_must_hold_between_keys(changes, says):
@@ -326,7 +334,7 @@ def test_policy_may_come_from_a_module():
 def test_policy_file_is_for_policies_of_a_module(tmp_path):
   path = tmp_path / "policy.safetensors"
   path.write_bytes(b"")
-  changes = {"tamiyo__policy_path": str(path)}
+  changes = {"tamiyo__policy": "heuristic", "tamiyo__policy_path": str(path)}
   assert "the policy heuristic reads no file" in refusal(**changes)
   changes |= {"tamiyo__policy": "mine", "urza__modules": ("my_policies",)}
   config_lib.validate(edited(**changes))

@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[2]
 DIGITS = f"--config={ROOT}/configs/digits.py"
 CIFAR10 = f"--config={ROOT}/configs/cifar10.py:smoke"
 CIFAR100 = f"--config={ROOT}/configs/cifar100.py:smoke"
+HEURISTIC = "--config.tamiyo.policy=heuristic"
 SMOKE = f"{DIGITS}:smoke"
 # The smallest host, so that a start takes no time.
 SMALL = (
@@ -136,9 +137,12 @@ def refused(tmp_path, monkeypatch, capsys) -> Callable[..., str]:
       [DIGITS, "--config.tamiyo.policy=schedule"],
       "needs --config.tamiyo.schedule",
     ),
-    ([DIGITS, "--config.tamiyo.policy_path=none.safetensors"], "no such file"),
     (
-      [DIGITS, f"--config.tamiyo.policy_path={__file__}"],
+      [DIGITS, HEURISTIC, "--config.tamiyo.policy_path=none.safetensors"],
+      "no such file",
+    ),
+    (
+      [DIGITS, HEURISTIC, f"--config.tamiyo.policy_path={__file__}"],
       "the policy heuristic reads no file",
     ),
     (
@@ -226,10 +230,10 @@ def test_replay_that_does_not_fit(refused, arguments, says):
   [
     (["--config.tamiyo.policy=replay"], "needs --config.tamiyo.replay, the ev"),
     (["--replay="], "--config.tamiyo.policy=replay: needs --config.tamiyo.rep"),
-    ([f"--config.tamiyo.replay={RECORDED}"], "the policy heuristic replays no"),
+    ([f"--config.tamiyo.replay={RECORDED}"], "the policy learned replays no"),
     (
       ["--replay_permute=slots"],
-      "tamiyo.replay_permute=slots: the policy heur",
+      "tamiyo.replay_permute=slots: the policy lear",
     ),
     (["--replay_final"], "--config.tamiyo.policy=replay"),
   ],

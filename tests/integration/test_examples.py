@@ -115,6 +115,8 @@ def test_example(run, place, example):
   assert (result["status"], result["steps"]) == ("completed", 2)
   assert "\ncompleted\n" in out
   assert "test accuracy (read once)" in out
+  if "policy=never" not in example:
+    assert result["policy_used"] == "learned"  # the shipped one can be used
 
 
 @pytest.mark.full
@@ -137,7 +139,7 @@ def test_start_lines_say_what_the_run_is_made_of(run):
   assert tuple(said) == PARTS
   assert "256 train, 431 validation, 359 test, 10 classes" in said["data"]
   assert said["oona"].endswith("start/events.jsonl")
-  assert "policy heuristic" in said["tamiyo"]
+  assert "policy learned" in said["tamiyo"]
   assert "2 slots (slot1, slot2), 1 blueprint" in said["kasmina"]
   assert said["tolaria"].startswith("2 steps, ")
   assert "batch 16, adamw at 0.005" in said["tolaria"]

@@ -45,6 +45,14 @@ def command(tmp_path):
   ]
 
 
+def test_the_learned_policy_is_asked_about_a_text(command, tmp_path):
+  command = [x for x in command if "tamiyo" not in x]
+  asked = ("tamiyo.policy=learned", "tamiyo.warmup_epochs=1")
+  assert main.main([*command, *(f"--config.{x}" for x in asked)]) == 0
+  result = json.loads((tmp_path / "run" / "result.json").read_text())
+  assert result["policy_used"] == "learned"
+
+
 def test_attention_grows_stays_and_is_exported(command, tmp_path, capsys):
   assert main.main(command) == 0
   out, err = capsys.readouterr()
