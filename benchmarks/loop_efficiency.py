@@ -1,15 +1,15 @@
 """What does the trainer cost? Its whole loop against a bare one.
 
-The trainer runs a config as it is: logging, events, checkpoints, decisions,
-measurements, bookkeeping. Before each of its epochs, in the same process, a
-bare Python loop makes the same jitted steps from a copy of the same state: an
-epoch of training, then the validation. The ratio of an epoch is the bare
-loop's seconds over the trainer's, 1 = no overhead. The bare loop is also
-charged for the ablations of that epoch, which are calls of the same evaluation
-program; `strict` leaves them out, so that the trainer alone pays for them.
-Compilation is left out on both sides; a checkpoint written in the background
-counts where it slows the trainer down, and the bare loop waits until it is
-written.
+The trainer runs a config as it is, but that the heuristic decides: logging,
+events, checkpoints, decisions, measurements, bookkeeping. Before each of its
+epochs, in the same process, a bare Python loop makes the same jitted steps from
+a copy of the same state: an epoch of training, then the validation. The ratio
+of an epoch is the bare loop's seconds over the trainer's, 1 = no overhead. The
+bare loop is also charged for the ablations of that epoch, which are calls of
+the same evaluation program; `strict` leaves them out, so that the trainer alone
+pays for them. Compilation is left out on both sides; a checkpoint written in
+the background counts where it slows the trainer down, and the bare loop waits
+until it is written.
 
   .venv/bin/python -m benchmarks.loop_efficiency --repeats=3
 """

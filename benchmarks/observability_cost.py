@@ -1,10 +1,10 @@
 """What does it cost to be watched? Console, TensorBoard and report of one run.
 
-A run of CIFAR shapes (noise) is shown as on a terminal, in TensorBoard and in
-report.html. Two costs are added up: the seconds for which the training thread
-is inside their calls, and the processor seconds of the threads of their own, as
-if nothing of these ran beside training. The share is of the run's wall time,
-what it waited for the compiler left out.
+A run of CIFAR shapes (noise), in which the heuristic decides, is shown as on a
+terminal, in TensorBoard and in report.html. Two costs are added up: the seconds
+for which the training thread is inside their calls, and the processor seconds
+of the threads of their own, as if nothing of these ran beside training. The
+share is of the run's wall time, what it waited for the compiler left out.
 
   .venv/bin/python -m benchmarks.observability_cost
 """
